@@ -1,0 +1,145 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	claimEvery = 60 * time.Second // renewal of the claim
+	aliveEvery = 20 * time.Second
+	probeEvery = 30 * time.Second // a wiped store keeps its watchers waiting in silence: somebody has to look
+)
+
+// errGone says that etcd no longer has what we hold. It is taken back at once.
+var errGone = errors.New("etcd has lost our lease")
+
+// Keep holds the claim until the context ends, and returns its error, or until somebody else has the subnet: [ErrLost].
+// It calls renewed whenever the deadline has moved. Renewing writes no key, so no other host hears of it. A lease that
+// expired in an outage or was wiped is taken back.
+func (c *Claim) Keep(ctx context.Context, renewed func()) error {
+	every := func(d time.Duration) *time.Ticker { return time.NewTicker(jitter(min(d, c.terms.TTL/3))) }
+	claim, alive, probe := every(claimEvery), every(aliveEvery), every(probeEvery)
+	defer claim.Stop()
+	defer alive.Stop()
+	defer probe.Stop()
+	var again retry
+	var back <-chan time.Time // when the lease is to be taken back; nil while it is held
+	troubled := false
+	for {
+		before := c.Deadline()
+		var err error
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-claim.C:
+			err = c.renew(ctx)
+		case <-alive.C:
+			if err = c.store.keepAlive(ctx, c.ids().alive); errors.Is(err, errGone) { // it is short: no reason to doubt the store
+				back = time.After(0)
+				continue
+			}
+		case <-probe.C:
+			err = c.probe(ctx)
+		case <-c.moved:
+			c.store.conns.drop() // they may come from the address that is gone
+			back = time.After(0)
+			continue
+		case <-back:
+			back = nil
+			if err = c.regain(ctx); err != nil && !errors.Is(err, ErrLost) {
+				back = time.After(again.next()) // what is still held is renewed meanwhile
+			}
+		}
+		switch {
+		case errors.Is(err, ErrLost):
+			return err
+		case errors.Is(err, errGone):
+			c.store.lost()
+			if back == nil {
+				back = time.After(0)
+			}
+		case err != nil && ctx.Err() == nil && !errors.Is(err, errRace):
+			troubled = true
+			c.store.trouble(err)
+		case err == nil && back == nil:
+			again.reset()
+			if troubled {
+				troubled = false
+				c.store.trouble(nil)
+			}
+			if c.Deadline() != before {
+				renewed()
+			}
+		}
+	}
+}
+
+// lost makes the watch list again: where our lease has vanished, others may have.
+func (s *Store) lost() {
+	select {
+	case s.doubt <- struct{}{}:
+	default: // it will
+	}
+}
+
+type leaseIDs struct{ claim, alive clientv3.LeaseID }
+
+func (c *Claim) ids() leaseIDs {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return leaseIDs{c.claim, c.alive}
+}
+
+func (c *Claim) renew(ctx context.Context) error {
+	sent := c.terms.Now()
+	if err := c.store.keepAlive(ctx, c.ids().claim); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = c.terms.deadline(sent)
+	return nil
+}
+
+func (s *Store) keepAlive(ctx context.Context, id clientv3.LeaseID) error {
+	_, err := request(ctx, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+		return s.client.KeepAliveOnce(ctx, id)
+	})
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return errGone
+	}
+	if err != nil {
+		return fmt.Errorf("renew the lease: %w", s.explain(ctx, err))
+	}
+	return nil
+}
+
+// probe reads our own key, which must hang on our own etcd lease.
+func (c *Claim) probe(ctx context.Context) error {
+	c.mu.Lock()
+	key, id := c.key, c.claim
+	c.mu.Unlock()
+	answer, err := request(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.store.client.Get(ctx, key) })
+	if err != nil {
+		return fmt.Errorf("look for our lease: %w", c.store.explain(ctx, err))
+	}
+	if len(answer.Kvs) == 0 || clientv3.LeaseID(answer.Kvs[0].Lease) != id {
+		return errGone
+	}
+	return nil
+}
+
+// regain takes the same subnets back, or tells the store of another address.
+func (c *Claim) regain(ctx context.Context) error {
+	err := c.acquire(ctx, c.Lease().Subnets())
+	if errors.Is(err, ErrNameTaken) {
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	return err
+}

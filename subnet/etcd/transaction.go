@@ -1,0 +1,76 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// transaction collects what a write relies on and what it writes.
+type transaction struct {
+	claim, alive clientv3.LeaseID
+	compares     []clientv3.Cmp
+	ops          []clientv3.Op
+	removed      []string           // keys
+	replaced     []clientv3.LeaseID // etcd leases that nothing hangs on afterwards
+}
+
+// unchanged relies on the key's last revision, 0 for its absence.
+func (t *transaction) unchanged(key string, revision int64) {
+	t.compares = append(t.compares, clientv3.Compare(clientv3.ModRevision(key), "=", revision))
+}
+
+func (t *transaction) put(key, text string, lease clientv3.LeaseID) {
+	t.ops = append(t.ops, clientv3.OpPut(key, text, clientv3.WithLease(lease)))
+}
+
+func (t *transaction) remove(key string) {
+	t.ops = append(t.ops, clientv3.OpDelete(key))
+	t.removed = append(t.removed, key)
+}
+
+// remember writes into the subnet's history that node has it. Two keys may cover one subnet; the history is one, so of
+// two that claim it at the same time only one can.
+func (t *transaction) remember(v *view, p netip.Prefix, node string) {
+	key := v.keys.history(p)
+	for _, h := range v.held {
+		if h.Subnet == p {
+			t.unchanged(key, h.Rank)
+			if h.Node != node || h.Released {
+				t.ops = append(t.ops, clientv3.OpPut(key, encode(past{Node: node, Epoch: h.Epoch + 1})))
+			}
+			return
+		}
+	}
+	t.unchanged(key, 0)
+	t.ops = append(t.ops, clientv3.OpPut(key, encode(past{Node: node, Epoch: 1})))
+}
+
+// errUnknown says that nobody knows whether it was written. What hangs on the new etcd leases must not be revoked: it may
+// be what others go by.
+var errUnknown = errors.New("write the lease, outcome unknown")
+
+// commit writes. When the answer is lost, whether it was written is read from what hangs on the new etcd lease.
+func (t *transaction) commit(ctx context.Context, s *Store, nodeKey string) error {
+	answer, err := request(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(t.compares...).Then(t.ops...).Commit()
+	})
+	if err == nil {
+		if !answer.Succeeded {
+			return errRace
+		}
+		return nil
+	}
+	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+		return fmt.Errorf("write the lease: %w", err)
+	}
+	written, readErr := request(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return s.client.Get(ctx, nodeKey) })
+	if readErr == nil && len(written.Kvs) == 1 && clientv3.LeaseID(written.Kvs[0].Lease) == t.claim {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errUnknown, s.explain(ctx, err))
+}
