@@ -1,0 +1,144 @@
+// Package kernel is the real machine behind [backend.Kernel]: it reads and writes the tables of the network namespace that
+// it was opened in, by netlink and /proc/sys/net. It needs CAP_NET_ADMIN to write and Linux 5.10 or newer.
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/backend"
+)
+
+// Options says which machine to see.
+type Options struct {
+	Node   string
+	VXLAN  string // name of the VXLAN device; empty: one that has the default name of its VNI
+	Bridge string // name of the bridge; empty: none is ours
+	Choice backend.Choice
+
+	NoUplink bool // do not look for an uplink: for those who only look at pods or only remove
+}
+
+// Kernel implements [backend.Kernel]. Not for concurrent use.
+type Kernel struct {
+	options Options
+	links   *netlink.Handle
+	rows    *conn
+	size    int // rows of the last reading: the next will have about as many
+}
+
+var _ backend.Kernel = (*Kernel)(nil)
+
+// Open connects to the kernel of the calling thread's network namespace. The caller closes it.
+func Open(o Options) (*Kernel, error) {
+	if err := checkRelease(); err != nil {
+		return nil, err
+	}
+	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	rows, err := dial()
+	if err != nil {
+		links.Close()
+		return nil, err
+	}
+	return &Kernel{options: o, links: links, rows: rows}, nil
+}
+
+// Close frees the sockets.
+func (k *Kernel) Close() error {
+	k.links.Close()
+	return k.rows.close()
+}
+
+// The oldest Linux with all we use: alternative names of links (5.5), nexthop objects (5.3) and their replacement without
+// loss (5.10).
+const oldestMajor, oldestMinor = 5, 10
+
+func checkRelease() error {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return fmt.Errorf("uname: %w", err)
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("uname: release %q: %w", release, err)
+	}
+	if major < oldestMajor || major == oldestMajor && minor < oldestMinor {
+		return fmt.Errorf("linux %s: overlayd needs %d.%d or newer", release, oldestMajor, oldestMinor)
+	}
+	return nil
+}
+
+// retries bounds how often a read is begun anew because the tables changed meanwhile.
+const retries = 5
+
+// Read implements [backend.Kernel].
+func (k *Kernel) Read() (backend.Host, backend.State, error) {
+	var h backend.Host
+	var s backend.State
+	var err error
+	for range retries {
+		h, s, err = k.read()
+		if !errors.Is(err, errInterrupted) && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return h, nil, fmt.Errorf("read the kernel: %w", err)
+	}
+	return h, s, nil
+}
+
+func (k *Kernel) read() (backend.Host, backend.State, error) {
+	o := k.options
+	h := backend.Host{Node: o.Node, VXLAN: o.VXLAN, Bridge: o.Bridge, IPv6: hasIPv6()}
+	links, err := k.links.LinkList()
+	if err != nil {
+		return h, nil, fmt.Errorf("list links: %w", err)
+	}
+	addrs, err := k.links.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return h, nil, fmt.Errorf("list addresses: %w", err)
+	}
+	names := make(map[int]string, len(links))
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	o.VXLAN = vxlanName(o.VXLAN, links)
+	h.VXLAN = o.VXLAN
+	m := machine{options: o, links: links, addrs: addrs, names: names}
+	s := make(backend.State, k.size)
+	m.devices(s)
+	m.readSysctls(s)
+	if err := k.readRows(m, s); err != nil {
+		return h, nil, err
+	}
+	h.Pods = m.pods(s)
+	k.size = len(s)
+	h.Connected = m.connected()
+	if !o.NoUplink {
+		h.Uplink, h.Gateways, err = k.uplink(m)
+	}
+	return h, s, err
+}
+
+// Detach removes the links of pods, and with them their addresses. Those that are gone are no error.
+func (k *Kernel) Detach(pods []backend.Pod) error {
+	var errs []error
+	for _, p := range pods {
+		l, err := k.link(p.Link)
+		if err == nil {
+			err = k.links.LinkDel(l)
+		}
+		if err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("remove %s: %w", p.Link, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,99 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/backend"
+)
+
+// watchAgain is the pause before a lost subscription is made anew.
+const watchAgain = 500 * time.Millisecond
+
+// Watch calls kick when something happened in the kernel that may concern us, until the context ends, and returns its
+// error. It is a hint and no more: events get lost (ENOBUFS, which is a kick too), and some changes have none. It sees
+// the network namespace of the thread that calls it.
+func Watch(ctx context.Context, kick func(), lost func(error)) error {
+	for {
+		err := watch(ctx, kick)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		lost(err)
+		kick()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchAgain):
+		}
+	}
+}
+
+// groups are rtnetlink's multicast groups in which changes of our rows are told. A link that goes down takes nexthops,
+// routes and neighbours along without a word: links count for those too.
+var groups = []int{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_NEXTHOP,
+	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+}
+
+func watch(ctx context.Context, kick func()) error {
+	file, err := subscribe()
+	if err != nil {
+		return err
+	}
+	defer file.Close() //nolint:errcheck // only read from
+	stop := context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	kick() // what happened before there was a subscription is not told
+	buf := make([]byte, receiveBuffer)
+	for {
+		n, err := file.Read(buf)
+		switch {
+		case errors.Is(err, unix.ENOBUFS):
+			kick() // more happened than the socket could hold
+			continue
+		case err != nil:
+			return fmt.Errorf("read the kernel's events: %w", err)
+		}
+		for h, body := range messages(buf[:n]) {
+			if h.Flags&unix.NLM_F_REPLACE != 0 || concerns(h.Type, body) { // what was replaced may have been ours
+				kick()
+				break
+			}
+		}
+	}
+}
+
+func subscribe() (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	errs := []error{unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}), setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)}
+	for _, g := range groups {
+		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g))
+	}
+	if err := errors.Join(errs...); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("subscribe to the kernel's events: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "netlink events"), nil
+}
+
+// concerns sorts out what a busy host has much of and what is never ours: others' routes, and neighbours that come and go.
+func concerns(kind uint16, body []byte) bool {
+	switch kind {
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		return len(body) >= unix.SizeofRtMsg && (body[5] == backend.Protocol || body[1] == 0) // ours, or a default route
+	case unix.RTM_NEWNEIGH:
+		return len(body) >= unix.SizeofNdMsg && binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0
+	}
+	return true
+}

@@ -1,0 +1,214 @@
+package backend
+
+import (
+	"net/netip"
+
+	"github.com/overlayd/overlayd/subnet"
+)
+
+// Host is what [Plan] has to know of this machine: names the admin chose, and what the kernel says now.
+type Host struct {
+	Node   string // whose lease is ours
+	VXLAN  string // name of the VXLAN device
+	Bridge string // name of the bridge; empty: the admin brings their own
+
+	Uplink    Uplink
+	Connected []netip.Prefix // prefixes that the kernel reaches directly on any device that is not ours
+	Gateways  []netip.Addr   // of default routes
+	IPv6      bool           // the kernel has IPv6
+	Pods      []Pod          // attached by the CNI plugin
+}
+
+// Uplink is the device that carries the outer packets.
+type Uplink struct {
+	Name   string
+	Addr   netip.Addr // source of outer packets; peers send to the lease's public address, which may be another (NAT)
+	MTU    int        // bytes
+	Down   bool
+	OnLink []netip.Prefix // its connected prefixes
+}
+
+// Pod is one attachment: a link on the bridge that holds addresses by its alternative names.
+type Pod struct {
+	Link  string
+	Addrs []netip.Addr
+	Alias string // network/container/interface; empty while the ADD is under way
+}
+
+// Bytes that VXLAN puts in front of a pod's IP packet (RFC 7348 section 5): outer IPv4 20 or IPv6 40, UDP 8, VXLAN 8 and
+// inner Ethernet 14.
+const (
+	overhead4 = 50
+	overhead6 = 70
+)
+
+// Identifiers of nexthop objects begin here, one range for each family.
+const (
+	nexthopBase4 = 142_000_000
+	nexthopBase6 = 1_420_000_000
+)
+
+// PodMTU is the MTU of the overlay's devices and of pods, in bytes.
+func PodMTU(h Host, b subnet.Backend) int {
+	mtu := h.Uplink.MTU
+	if b.MTU != 0 {
+		mtu = b.MTU
+	}
+	if h.Uplink.Addr.Is4() {
+		return mtu - overhead4
+	}
+	return mtu - overhead6
+}
+
+// Plan returns what the kernel of host h should hold for the network s. Without a lease of h's node in s that is nothing:
+// callers who do not mean to remove everything check first.
+func Plan(h Host, s subnet.Snapshot) State {
+	own, ok := s.Lease(h.Node)
+	if !ok {
+		return State{}
+	}
+	p := planner{host: h, config: s.Config, rows: make(State, 16+4*len(s.Leases))}
+	p.devices(own)
+	p.sysctls()
+	for _, l := range s.Leases {
+		if l.Node != h.Node {
+			p.peer(l)
+		}
+	}
+	for _, pool := range s.Config.Pools() {
+		p.rows.Add(Route{Dst: pool.Network, Metric: UnreachableMetric})
+	}
+	return p.rows
+}
+
+type planner struct {
+	host   Host
+	config subnet.Config
+	rows   State
+}
+
+func (p *planner) devices(own subnet.Lease) {
+	b, h := p.config.Backend, p.host
+	mtu := PodMTU(h, b)
+	p.rows.Add(VXLAN{Name: h.VXLAN, VNI: b.VNI, Local: h.Uplink.Addr, Dev: h.Uplink.Name, Port: b.Port, MAC: own.MAC, MTU: mtu, Up: true})
+	for _, s := range own.Subnets() {
+		vtep := subnet.VTEP(s)
+		p.rows.Add(Addr{Dev: h.VXLAN, Prefix: netip.PrefixFrom(vtep, vtep.BitLen())})
+	}
+	if h.Bridge == "" {
+		return
+	}
+	p.rows.Add(Bridge{Name: h.Bridge, MAC: subnet.AddrMAC(subnet.Gateway(own.Subnets()[0])), MTU: mtu, Up: true})
+	for _, pod := range h.Pods {
+		p.rows.Add(Port{Link: pod.Link, Bridge: h.Bridge})
+	}
+	for _, s := range own.Subnets() {
+		p.rows.Add(Addr{Dev: h.Bridge, Prefix: netip.PrefixFrom(subnet.Gateway(s), s.Bits())})
+	}
+}
+
+// sysctls turns forwarding on, and keeps router advertisements from pods away from the host: one of them would become its
+// default route.
+func (p *planner) sysctls() {
+	if p.config.IPv4.IsValid() {
+		p.rows.Add(Sysctl{"net/ipv4/ip_forward", "1"})
+	}
+	if !p.host.IPv6 {
+		return
+	}
+	inner6 := p.config.IPv6.IsValid()
+	if inner6 {
+		p.rows.Add(Sysctl{"net/ipv6/conf/all/forwarding", "1"})
+	}
+	for _, dev := range []string{p.host.VXLAN, p.host.Bridge} {
+		knob := func(name, value string) {
+			if dev != "" {
+				p.rows.Add(Sysctl{"net/ipv6/conf/" + dev + "/" + name, value})
+			}
+		}
+		if !inner6 {
+			knob("disable_ipv6", "1")
+			continue
+		}
+		knob("disable_ipv6", "0")
+		knob("accept_ra", "0")
+		// The bridge asks for pods by its link-local address. It gets that with the first pod, and detecting duplicates
+		// would keep it from asking for two seconds.
+		knob("accept_dad", "0")
+	}
+}
+
+// peer adds the rows by which l's pods are reached.
+func (p *planner) peer(l subnet.Lease) {
+	var tunnelled bool
+	for _, s := range l.Subnets() {
+		switch {
+		case p.covers(s):
+		case p.direct(s, l.PublicIP):
+			p.rows.Add(Route{Dst: s, Metric: metric(s), Via: l.PublicIP, Dev: p.host.Uplink.Name})
+		case l.PublicIP.Is4() == p.host.Uplink.Addr.Is4():
+			p.tunnel(s, l.MAC)
+			tunnelled = true
+		}
+	}
+	if tunnelled {
+		p.rows.Add(FDB{Dev: p.host.VXLAN, MAC: l.MAC, Dst: l.PublicIP})
+	}
+}
+
+func (p *planner) tunnel(s netip.Prefix, mac subnet.MAC) {
+	vtep, dev := subnet.VTEP(s), p.host.VXLAN
+	r := Route{Dst: s, Metric: metric(s), Via: vtep, Dev: dev}
+	if id, ok := nexthopID(p.config, s); ok {
+		r.NHID = id
+		p.rows.Add(Nexthop{ID: id, Via: vtep, Dev: dev})
+	}
+	p.rows.Add(Neigh{Dev: dev, IP: vtep, MAC: mac}, r)
+}
+
+// direct says whether a plain route does it: asked for, the peer is a neighbour on our link, and the families agree.
+func (p *planner) direct(s netip.Prefix, public netip.Addr) bool {
+	if !p.config.Backend.DirectRouting || s.Addr().Is4() != public.Is4() {
+		return false
+	}
+	for _, link := range p.host.Uplink.OnLink {
+		if link.Contains(public) {
+			return true
+		}
+	}
+	return false
+}
+
+// covers is the last line of defence: whatever the store says, no route to a peer takes away what the host itself needs.
+func (p *planner) covers(s netip.Prefix) bool {
+	for _, c := range p.host.Connected {
+		if s.Overlaps(c) {
+			return true
+		}
+	}
+	for _, g := range p.host.Gateways {
+		if s.Contains(g) {
+			return true
+		}
+	}
+	return s.Contains(p.host.Uplink.Addr)
+}
+
+func metric(s netip.Prefix) uint32 {
+	if s.Addr().Is4() {
+		return 0
+	}
+	return ipv6Metric
+}
+
+// nexthopID returns the identifier of the nexthop object for s: computed, so that it needs no memory. A subnet of a
+// former length has none and is routed without.
+func nexthopID(c subnet.Config, s netip.Prefix) (uint32, bool) {
+	if index, ok := c.IPv4.Index(s); ok {
+		return nexthopBase4 + uint32(index), true
+	}
+	if index, ok := c.IPv6.Index(s); ok {
+		return nexthopBase6 + uint32(index), true
+	}
+	return 0, false
+}
