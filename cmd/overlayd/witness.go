@@ -1,0 +1,290 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/google/renameio/v2"
+	"k8s.io/klog/v2"
+
+	"github.com/overlayd/overlayd/backend"
+	"github.com/overlayd/overlayd/subnet"
+	"github.com/overlayd/overlayd/subnet/etcd"
+)
+
+// witness hears of everything that happens, tells it to the log, to systemd and to the node file, and knows how things
+// stand. It is safe for concurrent use.
+type witness struct {
+	options *options
+	started time.Time
+
+	mu       sync.Mutex
+	host     backend.Host
+	claim    *etcd.Claim
+	own      subnet.Lease // before there is a claim: the saved one
+	last     subnet.Snapshot
+	unsaved  chan struct{} // the network has changed since it was saved
+	loop     backend.Status
+	ready    bool  // systemd has been told
+	store    fault // etcd
+	fenced   fault // the subnet is somebody else's
+	unlisted fault // the store does not show our lease as one that peers can use
+	files    fault // the node file cannot be written
+	nodeFile []byte
+	faults   map[string]bool // those that the log has
+}
+
+// fault is something that does not work, and since when. The zero fault works.
+type fault struct {
+	Why   string    `json:"why"`
+	Since time.Time `json:"since"`
+}
+
+func newWitness(o *options, h backend.Host) *witness {
+	return &witness{options: o, started: time.Now(), host: h, faults: map[string]bool{}, unsaved: make(chan struct{}, 1)}
+}
+
+// set records an error or its end, and says whether that is news.
+func (f *fault) set(err error) bool {
+	switch {
+	case err == nil && f.Why == "", err != nil && f.Why == err.Error():
+		return false
+	case err == nil:
+		*f = fault{}
+	case f.Why == "":
+		*f = fault{Why: err.Error(), Since: time.Now()}
+	default:
+		f.Why = err.Error()
+	}
+	return true
+}
+
+// trouble is told what keeps the store from working, and nil when it works.
+func (w *witness) trouble(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	since := w.store.Since
+	if !w.store.set(err) {
+		return
+	}
+	if err == nil {
+		klog.Infof("store: works again after %s", time.Since(since).Round(time.Millisecond))
+		if l, _, ok := w.lease(); ok {
+			notify("STATUS=" + l.String())
+		}
+		return
+	}
+	klog.Warningf("store: %v", err)
+	notify("STATUS=waiting for the store: " + err.Error())
+}
+
+func (w *witness) claimed(c *etcd.Claim) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.claim = c
+	if w.loop.Passes > 0 { // by the saved network: the plugin may know at once how long the lease lasts
+		w.writeFiles()
+	}
+}
+
+// remembered is told that the saved network is used, until there is a claim.
+func (w *witness) remembered(n subnet.Snapshot, own subnet.Lease) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.claim == nil {
+		w.last, w.own = n, own
+	}
+}
+
+// lease returns what this host holds, and until when; 0 when that is not known. false before there is anything.
+func (w *witness) lease() (l subnet.Lease, deadline time.Duration, ok bool) {
+	if w.claim != nil {
+		return w.claim.Lease(), w.claim.Deadline(), true
+	}
+	return w.own, 0, w.own.Node != ""
+}
+
+// lost is told that somebody else has our subnet.
+func (w *witness) lost(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fenced.set(err)
+	w.writeFiles()
+	klog.Errorf("lease: %v: pods of this host are cut off from the others; drain them, then restart overlayd", err)
+}
+
+func (w *witness) heard(s subnet.Snapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	known := map[string]bool{}
+	for _, k := range w.last.Skipped {
+		known[k.Key+string(k.Reason)] = true
+	}
+	news := slices.DeleteFunc(slices.Clone(s.Skipped), func(k subnet.Skipped) bool { return known[k.Key+string(k.Reason)] })
+	for i, k := range news {
+		if i == most { // a stranger's keys may be many
+			klog.Warningf("skipped ... and %d more (overlayd leases --json lists all)", len(news)-most)
+			break
+		}
+		klog.Warningf("skipped %s: %s: %s", k.Key, k.Reason, k.Detail)
+	}
+	w.last = s
+	select {
+	case w.unsaved <- struct{}{}:
+	default: // it will be saved
+	}
+}
+
+// listed is told of every snapshot of the store's own whether our lease is in it.
+func (w *witness) listed(n subnet.Snapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var err error
+	if _, ok := n.Lease(w.options.node); !ok {
+		err = errors.New("etcd does not show our lease as one that can be used: hosts that look now do not reach this one")
+		for _, k := range n.Skipped {
+			if w.claim != nil && slices.Equal(k.Subnets, w.claim.Lease().Subnets()) {
+				err = fmt.Errorf("%w (%s)", err, k.Detail)
+			}
+		}
+	}
+	if w.unlisted.set(err) && err != nil {
+		klog.Warning(err)
+	}
+}
+
+// renewed is told that the lease lasts longer now.
+func (w *witness) renewed() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.writeFiles()
+}
+
+// passed is told what a pass of the loop did.
+func (w *witness) passed(p backend.Pass) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tell(p)
+	w.loop = p.Status
+	if p.Status.Error == "" {
+		w.host = p.Status.Host
+		if public := w.options.public(w.host); w.claim != nil && w.claim.Readdress(public) {
+			klog.Infof("this host has another address: %s", public)
+		}
+		w.writeFiles()
+	}
+	if p.Status.Synced && !w.ready {
+		w.ready = true
+		klog.Infof("ready: %d rows for %d peers", p.Status.Rows, p.Status.Peers)
+		l, _, _ := w.lease()
+		notify(sd.SdNotifyReady + "\nSTATUS=" + l.String())
+	}
+	notify(sd.SdNotifyWatchdog)
+}
+
+// most is how many changes of one pass the log shows in full.
+const most = 20
+
+// tell logs a pass that changed something, and faults when they come and go.
+func (w *witness) tell(p backend.Pass) {
+	verb := ""
+	if w.loop.Synced && w.loop.Revision == p.Status.Revision { // the network is the same: somebody else changed the kernel
+		verb = "mended: "
+	}
+	for i, c := range p.Made {
+		if i == most {
+			klog.Infof("... and %d more (overlayd plan shows all rows)", len(p.Made)-most)
+			break
+		}
+		klog.Infof("%s%s", verb, c)
+	}
+	klog.V(2).Infof("pass: %d rows, %d changes, %s", p.Status.Rows, len(p.Made), p.Status.Took)
+	now := map[string]bool{}
+	if p.Status.Error != "" {
+		now[p.Status.Error] = true
+	}
+	for _, f := range p.Status.Faults {
+		now[f.Change+": "+f.Why] = true
+	}
+	for text := range now {
+		if !w.faults[text] {
+			klog.Errorf("cannot mend: %s", text)
+		}
+	}
+	if len(w.faults) > 0 && len(now) == 0 {
+		klog.Info("all mended")
+	}
+	w.faults = now
+}
+
+// writeFiles brings the node file and subnet.env up to date. Each is replaced at once: a reader sees the old or the new.
+func (w *witness) writeFiles() {
+	lease, deadline, ok := w.lease()
+	if !ok {
+		return
+	}
+	config := w.last.Config
+	if len(config.Pools()) == 0 { // nothing was heard yet
+		config = w.claim.Config()
+	}
+	if w.fenced.Why != "" {
+		deadline = 1 // long past: no pod gets an address that is somebody else's
+	}
+	f := subnet.NewNodeFile(config, lease)
+	f.Boot, f.Deadline = bootID(), int64(deadline)
+	f.VXLAN, f.Bridge, f.MTU = w.host.VXLAN, w.options.bridge, backend.PodMTU(w.host, config.Backend)
+	text := f.Text()
+	if bytes.Equal(text, w.nodeFile) {
+		return
+	}
+	err := renameio.WriteFile(filepath.Join(w.options.runDir, nodeFileName), text, 0o644)
+	if err == nil {
+		err = renameio.WriteFile(filepath.Join(w.options.runDir, subnetEnvName), f.SubnetEnv(), 0o644)
+	}
+	news := w.files.set(err)
+	if err != nil {
+		if news {
+			klog.Warningf("node file: %v", err)
+		}
+		return
+	}
+	if news {
+		klog.Info("node file: written again")
+	}
+	w.nodeFile = text
+}
+
+// The network is saved at most ten times a second, and at most 100 kB of it: with thousands of hosts it is a megabyte.
+const (
+	saveEvery   = 100 * time.Millisecond
+	savePerByte = 10 * time.Microsecond
+)
+
+// save keeps the network as the store last told it, for a start without the store.
+func (w *witness) save(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.unsaved:
+		}
+		w.mu.Lock()
+		text := w.last.Save()
+		w.mu.Unlock()
+		if err := renameio.WriteFile(filepath.Join(w.options.stateDir, networkName), text, 0o600); err != nil {
+			klog.Warningf("save the network: %v", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(max(saveEvery, time.Duration(len(text))*savePerByte)):
+		}
+	}
+}
