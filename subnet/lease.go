@@ -62,6 +62,12 @@ type Held struct {
 	Epoch    int64  // how often the subnet has changed hands
 }
 
+// Reservation keeps a subnet for a node, whether that has a lease or not. It does not expire.
+type Reservation struct {
+	Node   string
+	Subnet netip.Prefix
+}
+
 // Skipped is a record of the store that cannot be used.
 type Skipped struct {
 	Key     string
@@ -82,6 +88,7 @@ const (
 	ReasonMAC      Reason = "mac"       // no unicast MAC, or an older lease has it
 	ReasonPublicIP Reason = "public-ip" // not an address packets can be sent to, or an older lease has it
 	ReasonNode     Reason = "node"      // an older lease has the node's name
+	ReasonConfig   Reason = "config"    // a configuration that hosts with leases cannot follow while they run
 )
 
 // Snapshot is the whole network at one revision of the store.
@@ -90,6 +97,7 @@ type Snapshot struct {
 	Config   Config
 	Leases   []Lease // usable ones, oldest first
 	Held     []Held
+	Reserved []Reservation
 	Skipped  []Skipped
 	Missing  []Missing // of Leases, those that the store no longer has: see Settle
 	Doubt    bool      // the store is not what it was (wiped, restored): what is missing is not believed to be gone

@@ -12,9 +12,10 @@ import (
 // ErrNoSpace says that every subnet of a pool is leased or covered by a record that cannot be read.
 var ErrNoSpace = errors.New("no free subnet")
 
-// Pick chooses the node's subnets, one of each family in use: those of its live lease, else the one it held last, else
-// one never used, searched from a hash of the name on so that joiners do not race for the same one, else the one unused
-// for the longest time. It never returns a subnet that overlaps another lease or a skipped record of any length.
+// Pick chooses the node's subnets, one of each family in use: those of its live lease, else the one reserved for it, else
+// the one it held last, else one never used, searched from a hash of the name on so that joiners do not race for the same one, else the one unused
+// for the longest time. It never returns a subnet that overlaps another lease, another node's reservation or a skipped
+// record of any length.
 // The error is [ErrNoSpace] with counts. Only Node and the subnets of the result are set.
 func (s Snapshot) Pick(node string) (Lease, error) {
 	l := Lease{Node: node}
@@ -47,6 +48,11 @@ func (s Snapshot) taken(node string) []netip.Prefix {
 			taken = append(taken, l.Subnets()...)
 		}
 	}
+	for _, r := range s.Reserved {
+		if r.Node != node {
+			taken = append(taken, r.Subnet)
+		}
+	}
 	for _, k := range s.Skipped {
 		taken = append(taken, k.Subnets...)
 	}
@@ -56,6 +62,11 @@ func (s Snapshot) taken(node string) []netip.Prefix {
 func (s Snapshot) pickFrom(p Pool, node string, taken []netip.Prefix) (netip.Prefix, error) {
 	first, last := p.indexOf(p.Min), p.indexOf(p.Max)
 	busy := spansOf(p, taken)
+	for _, r := range s.Reserved {
+		if index, ok := p.Index(r.Subnet); ok && r.Node == node && !busy.has(index) {
+			return r.Subnet, nil
+		}
+	}
 	var used []netip.Prefix
 	var mine, oldest *Held
 	for _, h := range s.Held {
@@ -91,8 +102,8 @@ func (s Snapshot) pickFrom(p Pool, node string, taken []netip.Prefix) (netip.Pre
 	if index, ok := busy.free(start, first, last); ok {
 		return p.At(index), nil
 	}
-	return netip.Prefix{}, fmt.Errorf("%w: all %d subnets /%d of %s from %s to %s are taken (%d leases, %d unreadable records): "+
-		"release one or enlarge the pool", ErrNoSpace, last-first+1, p.SubnetLen, p.Network, p.Min, p.Max, len(s.Leases), len(s.Skipped))
+	return netip.Prefix{}, fmt.Errorf("%w: all %d subnets /%d of %s from %s to %s are taken (%d leases, %d reservations, %d unreadable records): "+
+		"release one or enlarge the pool", ErrNoSpace, last-first+1, p.SubnetLen, p.Network, p.Min, p.Max, len(s.Leases), len(s.Reserved), len(s.Skipped))
 }
 
 func hash(node string) uint64 {

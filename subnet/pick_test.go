@@ -153,7 +153,7 @@ func TestPickSaysHowTheSpaceRanOut(t *testing.T) {
 		Held: []subnet.Held{{Subnet: prefix("10.5.0.192/26"), Node: "h1", Rank: 1}},
 	}
 	l, err := s.Pick("h1")
-	const want = "no free subnet: all 3 subnets /26 of 10.5.0.0/24 from 10.5.0.64 to 10.5.0.192 are taken (2 leases, 3 unreadable records): " +
+	const want = "no free subnet: all 3 subnets /26 of 10.5.0.0/24 from 10.5.0.64 to 10.5.0.192 are taken (2 leases, 0 reservations, 3 unreadable records): " +
 		"release one or enlarge the pool"
 	if !errors.Is(err, subnet.ErrNoSpace) || err.Error() != want || l != (subnet.Lease{}) {
 		t.Errorf("\n got %v (%+v)\nwant %s", err, l, want)

@@ -108,9 +108,16 @@ func (c *Claim) renew(ctx context.Context) error {
 }
 
 func (s *Store) keepAlive(ctx context.Context, id clientv3.LeaseID) error {
-	_, err := request(ctx, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+	once := func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
 		return s.client.KeepAliveOnce(ctx, id)
-	})
+	}
+	old := s.token.current()
+	_, err := request(ctx, once)
+	if stale(err) && s.token != nil { // a stream says so too late for the interceptor
+		if err = s.token.renew(ctx, old); err == nil {
+			_, err = request(ctx, once)
+		}
+	}
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return errGone
 	}

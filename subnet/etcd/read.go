@@ -31,6 +31,7 @@ type view struct {
 	badConfig     error // why a later one is not in use
 	leases        map[string]record
 	held          []subnet.Held
+	reserved      []subnet.Reservation        // read only by who needs it
 	gone          []subnet.Lease              // deleted since history was read
 	doubt         bool                        // the store is not what it was
 	own           map[string]*mvccpb.KeyValue // the further keys asked for, by key; absent ones are absent
@@ -71,11 +72,11 @@ func (s *Store) read(ctx context.Context, former *view, further ...string) (*vie
 	if len(config) == 0 {
 		return v, s.noConfig()
 	}
-	if err := v.setConfig(config[0]); err != nil {
-		if former == nil {
-			return v, fmt.Errorf("%s: %w", s.keys.config(), err)
-		}
+	if former != nil {
 		v.config, v.configRev = former.config, former.configRev
+	}
+	if err := v.setConfig(config[0], former); err != nil && former == nil {
+		return v, fmt.Errorf("%s: %w", s.keys.config(), err)
 	}
 	for _, r := range first.Responses[2:] {
 		for _, kv := range r.GetResponseRange().Kvs {
@@ -123,9 +124,18 @@ func (s *Store) pages(ctx context.Context, prefix string, revision int64, kvs []
 	}
 }
 
-// setConfig takes a configuration into use. One that is wrong leaves the former in use.
-func (v *view) setConfig(kv *mvccpb.KeyValue) error {
+// errRefused says that a configuration was written which hosts that have leases cannot follow while they run.
+var errRefused = errors.New("the network configuration was changed to one that running hosts cannot follow")
+
+// setConfig takes a configuration into use. One that is wrong, or that the leases of the former view cannot follow, leaves
+// the one in use.
+func (v *view) setConfig(kv *mvccpb.KeyValue, former *view) error {
 	c, err := subnet.ParseConfig(kv.Value)
+	if err == nil && former != nil && former.configRev != 0 {
+		if bad := former.snapshot().Admits(c); bad != nil {
+			err = fmt.Errorf("%w: %w", errRefused, bad)
+		}
+	}
 	v.badConfig, v.configCreated, v.configSeen = err, kv.CreateRevision, kv.ModRevision
 	if err != nil {
 		return err
@@ -152,11 +162,20 @@ func (v *view) snapshot() subnet.Snapshot {
 		leases = append(leases, r.lease)
 	}
 	if v.badConfig != nil {
-		skipped = append(skipped, subnet.Skipped{Key: "config", Reason: subnet.ReasonValue, Detail: clip(v.badConfig.Error()) + " (the former one stays in use)"})
+		reason := subnet.ReasonValue
+		if errors.Is(v.badConfig, errRefused) {
+			reason = subnet.ReasonConfig
+		}
+		skipped = append(skipped, subnet.Skipped{Key: "config", Reason: reason, Detail: clip(v.badConfig.Error()) + " (the former one stays in use)"})
 	}
 	n := subnet.Vet(v.revision, v.config, leases, v.held, skipped)
-	n.Doubt = v.doubt
+	n.Doubt, n.Reserved = v.doubt, v.reserved
 	return n
+}
+
+// only returns the view of one lease.
+func (v *view) only(key string) *view {
+	return &view{keys: v.keys, revision: v.revision, config: v.config, configRev: v.configRev, leases: map[string]record{key: v.leases[key]}}
 }
 
 // wrote takes up a lease that was just written. The watch tells its revisions soon.

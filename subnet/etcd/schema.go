@@ -22,14 +22,19 @@ func newKeys(prefix string) (keys, error) {
 	return keys{prefix: prefix}, nil
 }
 
-func (k keys) config() string                { return k.prefix + "/config" }
-func (k keys) subnets() string               { return k.prefix + "/subnets/" }
-func (k keys) subnet(l subnet.Lease) string  { return k.subnets() + leaseName(l) }
-func (k keys) node(node string) string       { return k.prefix + "/overlayd/nodes/" + node }
-func (k keys) vtep(ip netip.Addr) string     { return k.prefix + "/overlayd/vteps/" + ip.String() }
-func (k keys) alive(node string) string      { return k.prefix + "/overlayd/alive/" + node }
-func (k keys) histories() string             { return k.prefix + "/overlayd/history/" }
-func (k keys) history(s netip.Prefix) string { return k.histories() + prefixName(s) }
+func (k keys) config() string                 { return k.prefix + "/config" }
+func (k keys) subnets() string                { return k.prefix + "/subnets/" }
+func (k keys) subnet(l subnet.Lease) string   { return k.subnets() + leaseName(l) }
+func (k keys) node(node string) string        { return k.prefix + "/overlayd/nodes/" + node }
+func (k keys) vtep(ip netip.Addr) string      { return k.prefix + "/overlayd/vteps/" + ip.String() }
+func (k keys) alive(node string) string       { return k.prefix + "/overlayd/alive/" + node }
+func (k keys) alives() string                 { return k.prefix + "/overlayd/alive/" }
+func (k keys) settled() string                { return k.prefix + "/overlayd/settled" }
+func (k keys) settling() string               { return k.prefix + "/overlayd/settling" }
+func (k keys) reservations() string           { return k.prefix + "/overlayd/reserved/" }
+func (k keys) reserved(s netip.Prefix) string { return k.reservations() + prefixName(s) }
+func (k keys) histories() string              { return k.prefix + "/overlayd/history/" }
+func (k keys) history(s netip.Prefix) string  { return k.histories() + prefixName(s) }
 
 // leaseName is flannel's: 10.5.34.0-24, or with both families 10.5.34.0-24&fd00:5::-64. With IPv6 alone, fd00:5::-64.
 func leaseName(l subnet.Lease) string {
@@ -177,6 +182,11 @@ func decodeHistory(k keys, kv *mvccpb.KeyValue) (subnet.Held, bool) {
 		v = past{} // somebody held it: who, is lost
 	}
 	return subnet.Held{Subnet: p, Node: v.Node, Rank: kv.ModRevision, Released: v.Released, Epoch: v.Epoch}, true
+}
+
+// reservation is what is kept under reserved/. It hangs on no etcd lease.
+type reservation struct {
+	Node string `json:"node"`
 }
 
 // presence is what a running daemon keeps under alive/: it tells two hosts of one name apart.

@@ -156,7 +156,7 @@ func vetted(t *testing.T, name, text string) string {
 	k := keys{testPrefix}
 	v := &view{keys: k, leases: map[string]record{}}
 	config := &mvccpb.KeyValue{Value: []byte(`{"Network":"10.5.0.0/16"}`), ModRevision: 1}
-	if err := v.setConfig(config); err != nil {
+	if err := v.setConfig(config, nil); err != nil {
 		t.Fatal(err)
 	}
 	peer := subnet.Lease{Node: "peer", PublicIP: netip.MustParseAddr("192.0.2.1"), MAC: subnet.MAC{2, 0, 0, 0, 0, 1}, Backend: "vxlan"}

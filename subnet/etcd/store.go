@@ -4,14 +4,11 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -30,10 +27,10 @@ type Options struct {
 	Endpoints []string // URLs; https means TLS
 	Prefix    string   // of all keys, without a slash at the end
 
-	CAFile            string // PEM; empty: the system's authorities
-	CertFile, KeyFile string // PEM client certificate; read again at each connection
+	CAFile            string // PEM; empty: the system's authorities. This and the next two are read again when they change
+	CertFile, KeyFile string // PEM client certificate
 	Username          string
-	PasswordFile      string // its first line is the password
+	PasswordFile      string // its first line is the password; read again whenever etcd wants it
 
 	// Trouble is told when something that is tried again does not work, and nil when it does again. It may be nil.
 	Trouble func(error)
@@ -49,16 +46,17 @@ const (
 
 // Store is a connection to etcd. It is safe for concurrent use.
 type Store struct {
-	client  *clientv3.Client
-	conns   *connections
-	keys    keys
-	trouble func(error)
-	seed    atomic.Pointer[view] // what a claim has just read: a watch need not list it again
-	doubt   chan struct{}        // our own claim has vanished: a reason to list again
+	client   *clientv3.Client
+	conns    *connections
+	security *security // nil without TLS
+	token    *token    // nil without a user name
+	keys     keys
+	trouble  func(error)
+	seed     atomic.Pointer[view] // what a claim has just read: a watch need not list it again
+	doubt    chan struct{}        // our own claim has vanished: a reason to list again
 }
 
-// Open prepares the connection. It does not wait for etcd, except with a user name, which needs a token. Errors are about
-// the options, or with a user name about etcd.
+// Open prepares the connection. It does not wait for etcd. Errors are about the options.
 func Open(o Options) (*Store, error) {
 	if len(o.Endpoints) == 0 {
 		return nil, errors.New("no etcd endpoint: give --etcd-endpoints")
@@ -72,32 +70,45 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	security, err := tlsConfig(o)
+	security, err := newSecurity(o)
 	if err != nil {
 		return nil, err
 	}
-	password, err := readPassword(o)
+	who, err := newToken(o)
 	if err != nil {
 		return nil, err
 	}
 	conns := &connections{open: map[*connection]struct{}{}}
+	dial := []grpc.DialOption{grpc.WithContextDialer(conns.dial), grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax}, MinConnectTimeout: requestTimeout,
+	})}
+	if security != nil {
+		dial = append(dial, grpc.WithTransportCredentials(security))
+	}
+	if who != nil {
+		dial = append(dial, grpc.WithPerRPCCredentials(who), grpc.WithChainUnaryInterceptor(who.unary), grpc.WithChainStreamInterceptor(who.stream))
+	}
 	client, err := clientv3.New(clientv3.Config{
-		Endpoints: o.Endpoints, TLS: security, Username: o.Username, Password: password,
-		DialTimeout: requestTimeout, DialKeepAliveTime: pingAfter, DialKeepAliveTimeout: pingTimeout, PermitWithoutStream: true,
-		Logger: zap.NewNop(), // what went wrong is told by the errors
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(conns.dial), grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax}, MinConnectTimeout: requestTimeout,
-		})},
+		Endpoints: o.Endpoints, DialTimeout: requestTimeout,
+		DialKeepAliveTime: pingAfter, DialKeepAliveTimeout: pingTimeout, PermitWithoutStream: true,
+		Logger:      zap.NewNop(), // what went wrong is told by the errors
+		DialOptions: dial,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("etcd %s: %w", strings.Join(o.Endpoints, ", "), err)
+	}
+	if who != nil {
+		who.auth = client.Auth
 	}
 	trouble := func(err error) {
 		if o.Trouble != nil {
 			o.Trouble(Cause(err))
 		}
 	}
-	return &Store{client: client, conns: conns, keys: k, trouble: trouble, doubt: make(chan struct{}, 1)}, nil
+	return &Store{
+		client: client, conns: conns, security: security, token: who, keys: k, trouble: trouble,
+		doubt: make(chan struct{}, 1),
+	}, nil
 }
 
 func checkEndpoint(e string) error {
@@ -113,66 +124,6 @@ func checkEndpoint(e string) error {
 
 // Close ends the connection. Leases stay as they are.
 func (s *Store) Close() error { return s.client.Close() }
-
-func readPassword(o Options) (string, error) {
-	if o.Username == "" {
-		return "", nil
-	}
-	if o.PasswordFile == "" {
-		return "", fmt.Errorf("etcd user %s has no password: give --etcd-password-file", o.Username)
-	}
-	text, err := os.ReadFile(o.PasswordFile)
-	if err != nil {
-		return "", fmt.Errorf("etcd password: %w", err)
-	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	if line == "" {
-		return "", fmt.Errorf("etcd password: %s has no first line", o.PasswordFile)
-	}
-	return line, nil
-}
-
-// tlsConfig returns nil when no endpoint wants TLS.
-func tlsConfig(o Options) (*tls.Config, error) {
-	secure := false
-	for _, e := range o.Endpoints {
-		secure = secure || strings.HasPrefix(e, "https:")
-	}
-	if !secure {
-		if o.CertFile != "" || o.CAFile != "" {
-			return nil, fmt.Errorf("TLS files are given, but no etcd endpoint of %s begins with https", strings.Join(o.Endpoints, ", "))
-		}
-		return nil, nil //nolint:nilnil // no TLS is not an error
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd CA: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("etcd CA: %s holds no PEM certificate", o.CAFile)
-		}
-	}
-	if (o.CertFile == "") != (o.KeyFile == "") {
-		return nil, errors.New("etcd client certificate: give both --etcd-certfile and --etcd-keyfile")
-	}
-	if o.CertFile != "" {
-		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("etcd client certificate: %w", err)
-			}
-			return &pair, nil
-		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	return c, nil
-}
 
 // Reach says quickly, by plain TCP, whether any endpoint answers: the client itself would wait for its deadline and
 // could not say why. It blocks for less than a second.
@@ -231,6 +182,9 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	}
 	if why := s.Reach(ctx); why != nil {
 		return why
+	}
+	if why := s.security.why(); why != nil {
+		return unreachable{fmt.Errorf("etcd %s: TLS: %w", strings.Join(s.client.Endpoints(), ", "), why)}
 	}
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err

@@ -39,7 +39,7 @@ func (t *transaction) remember(v *view, p netip.Prefix, node string) {
 	key := v.keys.history(p)
 	for _, h := range v.held {
 		if h.Subnet == p {
-			t.unchanged(key, h.Rank)
+			t.unchanged(key, h.Rank) // 0 for what only the node remembers
 			if h.Node != node || h.Released {
 				t.ops = append(t.ops, clientv3.OpPut(key, encode(past{Node: node, Epoch: h.Epoch + 1})))
 			}
@@ -48,6 +48,20 @@ func (t *transaction) remember(v *view, p netip.Prefix, node string) {
 	}
 	t.unchanged(key, 0)
 	t.ops = append(t.ops, clientv3.OpPut(key, encode(past{Node: node, Epoch: 1})))
+}
+
+// touch writes the subnet's history as it is: whoever relies on it being unchanged reads again.
+func (t *transaction) touch(v *view, p netip.Prefix, node string) {
+	key := v.keys.history(p)
+	now := past{Node: node}
+	rank := int64(0)
+	for _, h := range v.held {
+		if h.Subnet == p {
+			now, rank = past{Node: h.Node, Epoch: h.Epoch, Released: h.Released}, h.Rank
+		}
+	}
+	t.unchanged(key, rank)
+	t.ops = append(t.ops, clientv3.OpPut(key, encode(now)))
 }
 
 // errUnknown says that nobody knows whether it was written. What hangs on the new etcd leases must not be revoked: it may

@@ -191,7 +191,7 @@ func (v *view) take(answer clientv3.WatchResponse, ok bool) error {
 		key := string(e.Kv.Key)
 		switch {
 		case key == v.keys.config() && e.Type == clientv3.EventTypePut:
-			if v.setConfig(e.Kv) == nil {
+			if v.setConfig(e.Kv, v) == nil {
 				return errListAgain // every lease may mean something else under it
 			}
 		case key == v.keys.config():
