@@ -115,10 +115,7 @@ func (c *Claim) Readdress(public netip.Addr) bool {
 		return false
 	}
 	c.want.PublicIP = public
-	select {
-	case c.moved <- struct{}{}:
-	default: // it has been said
-	}
+	nudge(c.moved)
 	return true
 }
 

@@ -9,6 +9,8 @@ import (
 // connections knows the open connections, so that they can be given up. One whose local address the host has lost is dead
 // without anybody saying so, and would hold every request until its deadline.
 type connections struct {
+	made []chan struct{} // each gets a hint when a connection is made: the server behind it may be another
+
 	mu   sync.Mutex
 	open map[*connection]struct{}
 }
@@ -27,6 +29,9 @@ func (c *connections) dial(ctx context.Context, addr string) (net.Conn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open[conn] = struct{}{}
+	for _, hint := range c.made {
+		nudge(hint)
+	}
 	return conn, nil
 }
 
@@ -44,5 +49,13 @@ func (c *connections) drop() {
 	defer c.mu.Unlock()
 	for conn := range c.open {
 		_ = conn.Conn.Close() // the reader sees it and calls Close
+	}
+}
+
+// nudge leaves a hint that need not be taken at once, and does not block.
+func nudge(hint chan struct{}) {
+	select {
+	case hint <- struct{}{}:
+	default: // there is one
 	}
 }

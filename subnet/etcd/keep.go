@@ -14,6 +14,10 @@ const (
 	claimEvery = 60 * time.Second // renewal of the claim
 	aliveEvery = 20 * time.Second
 	probeEvery = 30 * time.Second // a wiped store keeps its watchers waiting in silence: somebody has to look
+	probeSoon  = 2 * time.Second  // after a connection was made: the server may have been wiped and started again
+
+	clockEvery = 2 * time.Second
+	clockLeap  = 15 * time.Second // of CLOCK_BOOTTIME between two looks: we were stopped, or the machine was suspended
 )
 
 // errGone says that etcd no longer has what we hold. It is taken back at once.
@@ -23,11 +27,14 @@ var errGone = errors.New("etcd has lost our lease")
 // It calls renewed whenever the deadline has moved. Renewing writes no key, so no other host hears of it. A lease that
 // expired in an outage or was wiped is taken back.
 func (c *Claim) Keep(ctx context.Context, renewed func()) error {
-	every := func(d time.Duration) *time.Ticker { return time.NewTicker(jitter(min(d, c.terms.TTL/3))) }
-	claim, alive, probe := every(claimEvery), every(aliveEvery), every(probeEvery)
+	pause := func(d time.Duration) time.Duration { return jitter(min(d, c.terms.TTL/3)) }
+	claim, alive, clock := time.NewTicker(pause(claimEvery)), time.NewTicker(pause(aliveEvery)), time.NewTicker(clockEvery)
 	defer claim.Stop()
 	defer alive.Stop()
+	defer clock.Stop()
+	probe := time.NewTimer(pause(probeEvery))
 	defer probe.Stop()
+	looked := c.terms.Now()
 	var again retry
 	var back <-chan time.Time // when the lease is to be taken back; nil while it is held
 	troubled := false
@@ -44,7 +51,18 @@ func (c *Claim) Keep(ctx context.Context, renewed func()) error {
 				back = time.After(0)
 				continue
 			}
+		case <-clock.C:
+			before := looked
+			if looked = c.terms.Now(); looked-before < clockLeap {
+				continue
+			}
+			nudge(c.store.resumed) // whatever we knew is old
+			err = c.renew(ctx)
+		case <-c.store.reconnected.keeper:
+			probe.Reset(pause(probeSoon))
+			continue
 		case <-probe.C:
+			probe.Reset(pause(probeEvery))
 			err = c.probe(ctx)
 		case <-c.moved:
 			c.store.conns.drop() // they may come from the address that is gone
@@ -81,12 +99,7 @@ func (c *Claim) Keep(ctx context.Context, renewed func()) error {
 }
 
 // lost makes the watch list again: where our lease has vanished, others may have.
-func (s *Store) lost() {
-	select {
-	case s.doubt <- struct{}{}:
-	default: // it will
-	}
-}
+func (s *Store) lost() { nudge(s.doubt) }
 
 type leaseIDs struct{ claim, alive clientv3.LeaseID }
 
@@ -141,6 +154,10 @@ func (c *Claim) probe(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Regain makes one attempt to take the subnets back that somebody else had got, for whoever has heard [ErrLost]: that again
+// while somebody still has them. It blocks for at most the time of a few requests.
+func (c *Claim) Regain(ctx context.Context) error { return c.regain(ctx) }
 
 // regain takes the same subnets back, or tells the store of another address.
 func (c *Claim) regain(ctx context.Context) error {

@@ -54,7 +54,13 @@ type Store struct {
 	trouble  func(error)
 	seed     atomic.Pointer[view] // what a claim has just read: a watch need not list it again
 	doubt    chan struct{}        // our own claim has vanished: a reason to list again
+	resumed  chan struct{}        // we were stopped for a while: likewise
+
+	reconnected hints
 }
+
+// hints say, to each of two, that a connection was made.
+type hints struct{ watcher, keeper chan struct{} }
 
 // Open prepares the connection. It does not wait for etcd. Errors are about the options.
 func Open(o Options) (*Store, error) {
@@ -78,7 +84,8 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	conns := &connections{open: map[*connection]struct{}{}}
+	watcher, keeper := make(chan struct{}, 1), make(chan struct{}, 1)
+	conns := &connections{open: map[*connection]struct{}{}, made: []chan struct{}{watcher, keeper}}
 	dial := []grpc.DialOption{grpc.WithContextDialer(conns.dial), grpc.WithConnectParams(grpc.ConnectParams{
 		Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMax}, MinConnectTimeout: requestTimeout,
 	})}
@@ -107,7 +114,7 @@ func Open(o Options) (*Store, error) {
 	}
 	return &Store{
 		client: client, conns: conns, security: security, token: who, keys: k, trouble: trouble,
-		doubt: make(chan struct{}, 1),
+		doubt: make(chan struct{}, 1), resumed: make(chan struct{}, 1), reconnected: hints{watcher, keeper},
 	}, nil
 }
 

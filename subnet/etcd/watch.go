@@ -81,7 +81,7 @@ func (s *Store) watch(ctx context.Context, last *view, each func(subnet.Snapshot
 	defer due.Stop()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	probe := time.NewTicker(jitter(probeEvery))
+	probe := time.NewTimer(jitter(probeEvery))
 	defer probe.Stop()
 	var rested time.Time // when the next snapshot may be made
 	var down bool        // the connection, when it was last looked at
@@ -89,17 +89,23 @@ func (s *Store) watch(ctx context.Context, last *view, each func(subnet.Snapshot
 		select {
 		case <-relist.C:
 			return v, errListAgain
+		case <-s.resumed:
+			return v, errListAgain
 		case <-s.doubt:
 			v.doubt = true
 			return v, errOther
 		case <-look.C:
 			down = s.look(ctx, down)
 			continue
+		case <-s.reconnected.watcher:
+			probe.Reset(jitter(probeSoon))
+			continue
 		case <-probe.C:
 			if err := s.same(ctx, v); err != nil {
 				v.doubt = errors.Is(err, errOther)
 				return v, err
 			}
+			probe.Reset(jitter(probeEvery))
 			continue
 		case <-due.C:
 			start := time.Now()

@@ -121,8 +121,9 @@ func TestAWatchEqualsAListAfterEveryChangeOfTheConfiguration(t *testing.T) {
 	w := h.watch(t)
 	for _, c := range []struct{ name, config string }{
 		{"the first", wide},
-		{"another pool", `{"Network":"10.6.0.0/16"}`},
-		{"another VNI", `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":2}}`},
+		{"a larger pool", `{"Network":"10.4.0.0/14"}`},
+		{"shorter subnets", `{"Network":"10.4.0.0/14","SubnetLen":26}`},
+		{"another MTU", `{"Network":"10.4.0.0/14","Backend":{"Type":"vxlan","MTU":1400,"DirectRouting":true}}`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			must(t, h.store.ConfigureAnyway(t.Context(), c.config))
@@ -130,6 +131,31 @@ func TestAWatchEqualsAListAfterEveryChangeOfTheConfiguration(t *testing.T) {
 			must(t, err)
 			eventually(t, func() string { return sorted(w.last()) }, sorted(describe(s)))
 		})
+	}
+}
+
+// TestAConfigurationThatHostsCannotFollowIsNotFollowed: somebody wrote it behind our back. The old one stays in use until
+// another comes that they can follow.
+func TestAConfigurationThatHostsCannotFollowIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	n := serve(t, wide)
+	one := n.peer(t, 1, "02:00:00:00:00:01")
+	w := n.host(t, "onlooker", "192.0.2.99").watch(t)
+	eventually(t, w.last, one)
+	for name, c := range map[string]struct{ config, why string }{
+		"pool shrunk under a lease": {`{"Network":"10.5.128.0/17"}`, "10.5.1.0/24 is outside"},
+		"another VNI":               {`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":2}}`, "VNI 1 and port 8472 cannot become 2 and 8472"},
+		"another port":              {`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Port":4789}}`, "port 8472 cannot become 1 and 4789"},
+		"a family less":             {`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}`, "10.5.1.0/24 is outside"},
+	} {
+		n.put(t, "/config", c.config)
+		eventually(t, w.last, one+"skipped config: config\n")
+		all := w.all()
+		if got := all[len(all)-1]; !containsAll(got.Skipped[0].Detail, []string{c.why}) || got.Config.IPv4.Network.String() != "10.5.0.0/16" || got.Config.Backend.VNI != 1 {
+			t.Errorf("%s: %v under %v", name, got.Skipped, got.Config)
+		}
+		n.put(t, "/config", wide)
+		eventually(t, w.last, one)
 	}
 }
 
