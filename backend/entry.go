@@ -37,6 +37,15 @@ const (
 	rankRoute
 )
 
+// kinds are the names of the ranks.
+var kinds = [...]string{"vxlan", "bridge", "port", "sysctl", "addr", "fdb", "neigh", "nexthop", "route"}
+
+// Kinds are all that [Kind] returns.
+func Kinds() []string { return kinds[:] }
+
+// Kind names what the row is, in one word fit for a metric's label.
+func Kind(e Entry) string { return kinds[e.rank()] }
+
 // VXLAN is the VTEP's device.
 type VXLAN struct {
 	Name     string

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -71,6 +72,8 @@ type Status struct {
 	Error    string        `json:"error,omitempty"`
 	Faults   []Fault       `json:"faults,omitempty"` // differences that could not be mended, by row
 	Host     Host          `json:"-"`                // as last read
+
+	Subnets []netip.Prefix `json:"-"` // the node's own, which the rows are for
 }
 
 // Fault is a row that differs from what is wanted.
@@ -155,15 +158,14 @@ func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 	start := time.Now()
 	var made []Change
 	last := r.Status()
-	now := Status{Revision: want.Revision, Rows: last.Rows, Peers: last.Peers, Faults: last.Faults} // until it is read
+	now := Status{Revision: want.Revision, Rows: last.Rows, Peers: last.Peers, Faults: last.Faults, Subnets: last.Subnets} // until it is read
 	for round := range rounds {
 		host, have, err := r.kernel.Read()
 		now.Host = host
-		if err == nil {
-			if _, ok := want.Lease(host.Node); !ok {
-				err = errNotOurs
-				now.Rows, now.Peers = 0, 0
-			}
+		own, ours := want.Lease(host.Node)
+		if err == nil && !ours {
+			err = errNotOurs
+			now.Rows, now.Peers = 0, 0
 		}
 		if err != nil {
 			now.Error = err.Error()
@@ -174,7 +176,7 @@ func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 		if want.Stale {
 			changes = slices.DeleteFunc(changes, func(c Change) bool { return c.New == nil })
 		}
-		now.Rows, now.Peers = len(rows), len(want.Leases)-1
+		now.Rows, now.Peers, now.Subnets = len(rows), len(want.Leases)-1, own.Subnets()
 		now.Synced, now.Faults = len(changes) == 0, nil
 		if now.Synced {
 			break

@@ -28,6 +28,15 @@ func (b *belief) hear(n subnet.Snapshot) {
 	b.settle()
 }
 
+// repeat tells again what is believed, because what is made of it has changed.
+func (b *belief) repeat() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.heard.Revision != 0 && !b.ended {
+		b.settle()
+	}
+}
+
 // settle tells what is believed now. What is missing is looked at again when the first of it is due.
 func (b *belief) settle() {
 	now := time.Now()

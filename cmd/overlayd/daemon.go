@@ -47,7 +47,7 @@ func runDaemon(ctx context.Context, o *options, _ []string, _ io.Writer) error {
 	klog.Infof("overlayd %s: node %s, uplink %s %s, etcd %v %s", release, o.node, host.Uplink.Name, host.Uplink.Addr, o.store.Endpoints, o.store.Prefix)
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(ctx, o.runDir, w) })
+	group.Go(func() error { return serve(ctx, o, w) })
 	group.Go(func() error { return join(ctx, o, w) })
 	err = group.Wait()
 	notify(sd.SdNotifyStopping)
@@ -88,7 +88,7 @@ type session struct {
 func join(ctx context.Context, o *options, w *witness) error {
 	group, ctx := errgroup.WithContext(ctx)
 	s := &session{options: o, witness: w, group: group, live: make(chan struct{})}
-	network, known := loadNetwork(o.stateDir)
+	network, known := loadNetwork(o.stateDir, o.store.Prefix)
 	if known {
 		s.saved = network
 		group.Go(func() error { return s.remember(ctx) })
@@ -131,11 +131,14 @@ func (s *session) remember(ctx context.Context) error {
 // follow does what the store says.
 func (s *session) follow(ctx context.Context) error {
 	o, w := s.options, s.witness
-	store, err := openStore(ctx, o, w)
+	options := o.store
+	options.Trouble = w.trouble
+	store, err := etcd.Open(options)
 	if err != nil {
 		return err
 	}
 	defer store.Close() //nolint:errcheck // nothing is left to be said to etcd
+	w.opened(store)
 	config, err := awaitConfig(ctx, store, w)
 	if err != nil {
 		return err
@@ -153,18 +156,16 @@ func (s *session) follow(ctx context.Context) error {
 			}
 		}
 	}
-	claim, err := store.Claim(ctx, o.lease(config, host), terms(o))
-	if err != nil {
-		return err
-	}
-	klog.Infof("lease: %s", claim.Lease())
-	w.claimed(claim)
 	b := &belief{grace: o.massGrace, settled: s.saved, tell: func(n subnet.Snapshot) {
-		n = n.With(claim.Lease())
+		n = w.own(n)
 		w.heard(n)
 		loop.Want(n)
 	}}
 	defer b.end()
+	h := &holder{options: o, witness: w, store: store, want: o.lease(config, host), tellAgain: b.repeat, kick: loop.Kick}
+	if err := h.take(ctx, s.saved, host); err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return store.Watch(ctx, func(n subnet.Snapshot) {
@@ -172,15 +173,9 @@ func (s *session) follow(ctx context.Context) error {
 			b.hear(n)
 		})
 	})
-	group.Go(func() error {
-		err := claim.Keep(ctx, w.renewed)
-		if errors.Is(err, etcd.ErrLost) {
-			w.lost(err)
-			return nil
-		}
-		return err
-	})
+	group.Go(func() error { return h.keep(ctx) })
 	group.Go(func() error { return w.save(ctx) })
+	group.Go(func() error { return w.inspect(ctx, store) })
 	return group.Wait()
 }
 
@@ -189,10 +184,6 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.loop != nil {
-		if s.config.Backend.VNI != config.Backend.VNI {
-			return nil, backend.Host{}, fmt.Errorf("the network has another VNI than before the store was away: %d, not %d: start again",
-				config.Backend.VNI, s.config.Backend.VNI)
-		}
 		return s.loop, s.loop.Status().Host, nil
 	}
 	k, err := kernel.Open(s.options.kernel(config.Backend.VNI))
@@ -212,22 +203,6 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 		return kernel.Watch(ctx, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
 	})
 	return s.loop, host, nil
-}
-
-// openStore opens the connection. A password makes that wait for etcd: then it is tried until it works.
-func openStore(ctx context.Context, o *options, w *witness) (*etcd.Store, error) {
-	options := o.store
-	options.Trouble = w.trouble
-	for {
-		store, err := etcd.Open(options)
-		if err == nil || options.Username == "" {
-			return store, err
-		}
-		w.trouble(err)
-		if err := pause(ctx); err != nil {
-			return nil, err
-		}
-	}
 }
 
 // awaitConfig returns the network's configuration as soon as there is one.
@@ -310,8 +285,11 @@ func (o *options) public(h backend.Host) netip.Addr {
 	return h.Uplink.Addr
 }
 
+// settleTime is enough for hosts of a wiped store to notice that they are connected to another one.
+const settleTime = 10 * time.Second
+
 func terms(o *options) etcd.Terms {
-	return etcd.Terms{TTL: o.leaseTTL, Boot: bootID(), Now: bootTime}
+	return etcd.Terms{TTL: o.leaseTTL, Boot: bootID(), Now: bootTime, Settle: settleTime}
 }
 
 // bootTime is the time since boot, that in which the machine was suspended included.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/overlayd/overlayd/backend"
 	"github.com/overlayd/overlayd/e2e/lab"
+	"github.com/overlayd/overlayd/subnet/etcd"
 	"github.com/overlayd/overlayd/subnet/etcd/etcdtest"
 )
 
@@ -115,7 +116,12 @@ func TestThePasswordIsInNoReport(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := openStore(ctx, &o, w)
+		options := o.store
+		options.Trouble = w.trouble
+		store, err := etcd.Open(options)
+		if err == nil {
+			_, err = awaitConfig(ctx, store, w)
+		}
 		done <- err
 	}()
 	must(t, lab.Eventually("the daemon complains of etcd", func() error {

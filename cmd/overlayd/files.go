@@ -94,8 +94,8 @@ const (
 	badName     = "network.bad"
 )
 
-// loadNetwork returns the network as it was last saved. A damaged file is set aside, and is no error.
-func loadNetwork(dir string) (subnet.Snapshot, bool) {
+// loadNetwork returns the network of the prefix as it was last saved. A damaged file is set aside, and is no error.
+func loadNetwork(dir, prefix string) (subnet.Snapshot, bool) {
 	path := filepath.Join(dir, networkName)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -103,7 +103,7 @@ func loadNetwork(dir string) (subnet.Snapshot, bool) {
 	}
 	var n subnet.Snapshot
 	if err == nil {
-		n, err = subnet.Load(text)
+		n, err = subnet.Load(text, prefix)
 	}
 	if errors.Is(err, subnet.ErrSaved) {
 		err = errors.Join(err, os.Rename(path, filepath.Join(dir, badName)))

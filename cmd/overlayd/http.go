@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/overlayd/overlayd/backend"
 	"github.com/overlayd/overlayd/subnet"
@@ -35,9 +38,19 @@ type report struct {
 	MTU      int              `json:"mtu"`
 	Peers    int              `json:"peers"`
 	Pods     int              `json:"pods"`
-	Skipped  []subnet.Skipped `json:"skipped,omitempty"`
+	Missing  int              `json:"missing"`           // leases that vanished in a mass and are still believed
+	Skipped  []subnet.Skipped `json:"skipped,omitempty"` // the first hundred
 	Kernel   backend.Status   `json:"kernel"`
+
+	SkippedBy       map[subnet.Reason]int `json:"skippedBy,omitempty"` // all, by reason
+	Repairs         map[string]int        `json:"repairs,omitempty"`   // rows that somebody else had changed, by kind
+	StoreUp         bool                  `json:"storeUp"`
+	TLSReloadErrors int                   `json:"tlsReloadErrors"`
+	TLSExpires      time.Time             `json:"tlsExpires,omitzero"`
 }
+
+// mostListed bounds what a stranger's keys add to a report.
+const mostListed = 100
 
 // report says how things stand now.
 func (w *witness) report() report {
@@ -46,46 +59,83 @@ func (w *witness) report() report {
 	r := report{
 		Release: release, Node: w.options.node, PID: os.Getpid(), Started: w.started,
 		Uplink: w.host.Uplink.Name, Local: w.host.Uplink.Addr, VXLAN: w.host.VXLAN, Bridge: w.options.bridge,
-		Pods: len(w.host.Pods), Skipped: w.last.Skipped, Kernel: w.loop,
+		Pods: len(w.host.Pods), Missing: len(w.last.Missing), Kernel: w.loop, SkippedBy: map[subnet.Reason]int{},
+		Repairs: maps.Clone(w.repairs), StoreUp: w.store.Why == "", TLSReloadErrors: w.security.ReloadErrors, TLSExpires: w.security.Expires,
 	}
-	notReady := func(format string, args ...any) { r.NotReady = append(r.NotReady, fmt.Sprintf(format, args...)) }
-	if lease, deadline, ok := w.lease(); !ok {
-		notReady("no lease yet")
-	} else {
-		r.Subnets, r.PublicIP, r.Peers = lease.Subnets(), lease.PublicIP, w.loop.Peers
-		r.MTU = backend.PodMTU(w.host, w.last.Config.Backend)
-		if deadline == 0 {
-			r.Degraded = append(r.Degraded, fmt.Sprintf("the store has not answered since the start: this is the network as it was saved at revision %d", w.last.Revision))
-		} else if r.LeaseEnd = (deadline - bootTime()).Seconds(); r.LeaseEnd < 0 {
-			notReady("the lease ended %s ago", time.Duration(-r.LeaseEnd*float64(time.Second)).Round(time.Second))
-		}
-		if !w.loop.Synced && w.loop.Error == "" {
-			notReady("the kernel differs from what is wanted")
-		}
+	r.Skipped = w.last.Skipped[:min(len(w.last.Skipped), mostListed)]
+	for _, k := range w.last.Skipped {
+		r.SkippedBy[k.Reason]++
 	}
-	if w.loop.Error != "" {
-		notReady("%s", w.loop.Error)
-	}
-	if w.host.Uplink.Down {
-		notReady("uplink %s is down", w.host.Uplink.Name)
-	}
-	if w.fenced.Why != "" {
-		notReady("since %s: %s", w.fenced.Since.Format(time.TimeOnly), w.fenced.Why)
-	}
-	degraded := func(name string, f fault) {
-		if f.Why != "" {
-			r.Degraded = append(r.Degraded, fmt.Sprintf("%s, since %s: %s", name, f.Since.Format(time.TimeOnly), f.Why))
-		}
-	}
-	if n := len(w.last.Missing); n > 0 {
-		r.Degraded = append(r.Degraded, fmt.Sprintf("%d leases vanished from the store at once: their rows stay until %s if they do not come back",
-			n, w.last.Missing[0].Since.Add(w.options.massGrace).Format(time.TimeOnly)))
-	}
-	degraded("lease", w.unlisted)
-	degraded("store", w.store)
-	degraded("node file", w.files)
+	w.reportLease(&r)
+	w.reportFaults(&r)
+	w.reportDegraded(&r)
 	r.Ready = len(r.NotReady) == 0
 	return r
+}
+
+func (r *report) notReady(format string, args ...any) {
+	r.NotReady = append(r.NotReady, fmt.Sprintf(format, args...))
+}
+
+func (r *report) degraded(name string, f fault) {
+	if f.Why != "" {
+		r.Degraded = append(r.Degraded, fmt.Sprintf("%s, since %s: %s", name, f.Since.Format(time.TimeOnly), f.Why))
+	}
+}
+
+// reportLease says what this host holds.
+func (w *witness) reportLease(r *report) {
+	lease, deadline, ok := w.lease()
+	if !ok {
+		r.notReady("no lease yet")
+		return
+	}
+	r.Subnets, r.PublicIP, r.Peers = lease.Subnets(), lease.PublicIP, w.loop.Peers
+	r.MTU = backend.PodMTU(w.host, w.last.Config.Backend)
+	switch {
+	case w.fenced.Why != "":
+		r.notReady("since %s: %s", w.fenced.Since.Format(time.TimeOnly), w.fenced.Why)
+	case deadline == 0:
+		r.Degraded = append(r.Degraded, fmt.Sprintf("the store has not answered since the start: this is the network as it was saved at revision %d", w.last.Revision))
+	default:
+		if r.LeaseEnd = (deadline - bootTime()).Seconds(); r.LeaseEnd < 0 {
+			r.notReady("the lease ended %s ago", time.Duration(-r.LeaseEnd*float64(time.Second)).Round(time.Second))
+		}
+	}
+	if !w.loop.Synced && w.loop.Error == "" {
+		r.notReady("the kernel differs from what is wanted")
+	}
+}
+
+// reportFaults says what keeps pods from being served.
+func (w *witness) reportFaults(r *report) {
+	if w.loop.Error != "" {
+		r.notReady("%s", w.loop.Error)
+	}
+	if w.host.Uplink.Down {
+		r.notReady("uplink %s is down", w.host.Uplink.Name)
+	}
+	for _, k := range w.last.Skipped {
+		if k.Reason == subnet.ReasonConfig {
+			r.notReady("%s: set the former one again (overlayd config set), or restart overlayd on every host to follow it", k.Detail)
+		}
+	}
+}
+
+// reportDegraded says what does not work and does not keep pods from talking.
+func (w *witness) reportDegraded(r *report) {
+	if r.Missing > 0 {
+		r.Degraded = append(r.Degraded, fmt.Sprintf("%d leases vanished from the store at once: their rows stay until %s if they do not come back",
+			r.Missing, w.last.Missing[0].Since.Add(w.options.massGrace).Format(time.TimeOnly)))
+	}
+	r.degraded("lease", w.unlisted)
+	r.degraded("store", w.store)
+	r.degraded("certificates", w.tls)
+	r.degraded("certificates", w.expiry)
+	r.degraded("node file", w.files)
+	if w.weak != "" {
+		r.Degraded = append(r.Degraded, "store: "+w.weak+" (--allow-old-etcd if you know)")
+	}
 }
 
 // plan is what the kernel should hold now.
@@ -96,26 +146,40 @@ func (w *witness) plan() backend.State {
 	return backend.Plan(host, network)
 }
 
-// serve answers on the socket in the run directory until the context ends.
-func serve(ctx context.Context, dir string, w *witness) error {
-	path := filepath.Join(dir, socketName)
+// serve answers on the socket in the run directory, and on TCP if it was asked for, until the context ends.
+func serve(ctx context.Context, o *options, w *witness) error {
+	path := filepath.Join(o.runDir, socketName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // a killed daemon's; we hold the lock
 		return fmt.Errorf("status socket: %w", err)
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	socket, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return fmt.Errorf("status socket: %w", err)
 	}
 	if err := os.Chmod(path, 0o660); err != nil {
-		return errors.Join(err, listener.Close())
+		return errors.Join(err, socket.Close())
+	}
+	listeners := []net.Listener{socket}
+	if o.listen != "" {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.listen)
+		if err != nil {
+			return errors.Join(fmt.Errorf("--listen %s: %w", o.listen, err), socket.Close())
+		}
+		listeners = append(listeners, l)
 	}
 	const patience = 5 * time.Second
 	server := &http.Server{Handler: routes(w), ReadHeaderTimeout: patience}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("status socket: %w", err)
+	group := errgroup.Group{}
+	for _, l := range listeners {
+		group.Go(func() error {
+			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return errors.Join(fmt.Errorf("status at %s: %w", l.Addr(), err), server.Close())
+			}
+			return ctx.Err()
+		})
 	}
-	return ctx.Err()
+	return group.Wait()
 }
 
 func routes(w *witness) http.Handler {
@@ -132,6 +196,7 @@ func routes(w *witness) http.Handler {
 			Degraded []string `json:"degraded,omitempty"`
 		}{r.Ready, r.NotReady, r.Degraded})
 	})
+	mux.Handle("GET /metrics", serveMetrics(w))
 	mux.HandleFunc("GET /plan", func(out http.ResponseWriter, _ *http.Request) { fmt.Fprint(out, w.plan()) })
 	mux.HandleFunc("GET /status", func(out http.ResponseWriter, _ *http.Request) { answer(out, w.report()) })
 	return mux

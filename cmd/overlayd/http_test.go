@@ -31,7 +31,7 @@ func serving(t *testing.T, dir string, w *witness) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- serve(ctx, dir, w) }()
+	go func() { done <- serve(ctx, &options{runDir: dir}, w) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
@@ -120,7 +120,7 @@ func TestStrangersMayNotAsk(t *testing.T) {
 }
 
 func TestAServerThatCannotListenSaysWhere(t *testing.T) {
-	err := serve(t.Context(), "/nonexistent", newWitness(&options{}, backend.Host{}))
+	err := serve(t.Context(), &options{runDir: "/nonexistent"}, newWitness(&options{}, backend.Host{}))
 	if err == nil || !bytes.Contains([]byte(err.Error()), []byte("/nonexistent/overlayd.sock")) {
 		t.Errorf("%v: want /nonexistent/overlayd.sock in it", err)
 	}

@@ -33,7 +33,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{name: "config", shows: []string{groupStore}, operands: "get | set FILE", summary: "show the network's configuration, or set it from a file (- is standard input)", most: 2, extra: forceConfigFlag, run: runConfig},
-		{name: "leases", shows: []string{groupStore}, summary: "list who has which subnet", extra: jsonFlag, run: runLeases},
+		{name: "leases", shows: []string{groupStore}, operands: "[reserve NODE SUBNET | release NODE]", summary: "list who has which subnet, keep a subnet for a node, or give up a node's", most: 3, extra: leasesFlags, run: runLeases},
 		{name: "plan", shows: []string{groupStore, groupHost, groupDevices}, summary: "print what this host's kernel should hold", run: runPlan},
 		{name: "status", shows: []string{groupDevices}, summary: "ask the running daemon how it is; exit code 0 only if it is ready", extra: jsonFlag, run: runStatus},
 		{name: "pods", shows: []string{groupDevices}, summary: "list the pods attached to this host: address, host link, container", extra: jsonFlag, run: runPods},

@@ -49,10 +49,19 @@ func runConfig(ctx context.Context, o *options, operands []string, out io.Writer
 			if o.force {
 				set = s.ConfigureAnyway
 			}
+			empty, err := s.Empty(ctx)
+			if err != nil {
+				return err
+			}
 			if err := set(ctx, strings.TrimSpace(text)); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(out, "set at %s/config\n", o.store.Prefix)
+			if _, known := loadNetwork(o.stateDir, o.store.Prefix); empty && !known { // else hosts of a wiped store may be about to come back
+				if err := s.Found(ctx); err != nil {
+					return err
+				}
+			}
+			_, err = fmt.Fprintf(out, "set at %s/config\n", o.store.Prefix)
 			return err
 		})
 	}
@@ -66,49 +75,6 @@ func readInput(name string) (string, error) {
 	}
 	text, err := os.ReadFile(name)
 	return string(text), err
-}
-
-// runLeases lists the network.
-func runLeases(ctx context.Context, o *options, _ []string, out io.Writer) error {
-	return withStore(o, func(store *etcd.Store) error {
-		s, err := store.List(ctx)
-		if err != nil {
-			return err
-		}
-		slices.SortFunc(s.Leases, func(a, b subnet.Lease) int { return a.Subnets()[0].Addr().Compare(b.Subnets()[0].Addr()) })
-		if o.json {
-			return printJSON(out, struct {
-				Revision int64            `json:"revision"`
-				Leases   []leaseRow       `json:"leases"`
-				Skipped  []subnet.Skipped `json:"skipped"`
-			}{s.Revision, leaseRows(s.Leases), s.Skipped})
-		}
-		t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "NODE\tSUBNET\tPUBLIC IP\tMAC")
-		for _, l := range leaseRows(s.Leases) {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", l.Node, words(l.Subnets), l.PublicIP, l.MAC)
-		}
-		printSkipped(t, s.Skipped)
-		return t.Flush()
-	})
-}
-
-type leaseRow struct {
-	Node     string         `json:"node"`
-	Subnets  []netip.Prefix `json:"subnets"`
-	PublicIP netip.Addr     `json:"publicIP"`
-	MAC      subnet.MAC     `json:"mac"`
-}
-
-func leaseRows(leases []subnet.Lease) []leaseRow {
-	rows := make([]leaseRow, len(leases))
-	for i, l := range leases {
-		rows[i] = leaseRow{Node: l.Node, Subnets: l.Subnets(), PublicIP: l.PublicIP, MAC: l.MAC}
-		if l.Node == "" {
-			rows[i].Node = "(flannel)"
-		}
-	}
-	return rows
 }
 
 func printJSON(out io.Writer, v any) error {

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -34,11 +35,14 @@ type options struct {
 	vxlanName string
 	leaseTTL  time.Duration
 	massGrace time.Duration
+	listen    string
 	runDir    string
 	stateDir  string
 	verbosity int
 
-	json, force bool
+	json, force                 bool
+	onlyReservation, onlyLease  bool
+	allowResubnet, allowOldEtcd bool
 
 	choice backend.Choice // of the uplink, from the flags above
 }
@@ -50,7 +54,7 @@ const (
 	groupStore   = "Where leases are kept"
 	groupHost    = "This host"
 	groupDevices = "What it makes"
-	groupLog     = "Log"
+	groupLog     = "Log and health"
 	groupOwn     = "This command"
 )
 
@@ -71,6 +75,8 @@ func (o *options) groups() []*pflag.FlagSet {
 	store.StringVar(&s.Username, "etcd-username", "", "etcd `user`; a certificate is the better way")
 	store.StringVar(&s.PasswordFile, "etcd-password-file", "", "`file` whose first line is the user's password")
 
+	store.BoolVar(&o.allowOldEtcd, "allow-old-etcd", false, "do not complain of etcd servers with known holes in their access control")
+
 	host := group(groupHost)
 	host.StringVar(&o.node, "node-name", "", "`name` that identifies this host; its subnet belongs to it (default: the host name)")
 	host.StringSliceVar(&o.ifaces, "iface", nil, "uplink: a device's `name`, an address of it, or a regular expression for the whole\n"+
@@ -81,6 +87,9 @@ func (o *options) groups() []*pflag.FlagSet {
 	host.DurationVar(&o.massGrace, "mass-removal-grace", 5*time.Minute, "`duration` for which peers that vanish from etcd are still believed, when it is most\n"+
 		"of them at once or the store was wiped")
 
+	host.BoolVar(&o.allowResubnet, "allow-resubnet", false, "when somebody else got this host's subnet (after an outage longer than the lease), take\n"+
+		"another even while pods have addresses in it: they lose their network")
+
 	devices := group(groupDevices)
 	devices.StringVar(&o.bridge, "bridge", "ovl0", "`name` of the bridge for pods; none if you bring your own (docker --bip, flannel's plugin)")
 	devices.StringVar(&o.vxlanName, "vxlan-name", "", "`name` of the VXLAN device (default: overlay.<VNI>)")
@@ -88,6 +97,8 @@ func (o *options) groups() []*pflag.FlagSet {
 	devices.StringVar(&o.stateDir, "state-dir", "/var/lib/overlayd", "`directory` for what outlives a reboot")
 
 	logs := group(groupLog)
+	logs.StringVar(&o.listen, "listen", "", "`address:port` for /healthz, /readyz, /metrics and /status, besides the socket in the run\n"+
+		"directory (default: nowhere else)")
 	logs.IntVarP(&o.verbosity, "v", "v", 0, "`level`: 0 says what changed and what is wrong, 2 every pass")
 	return []*pflag.FlagSet{store, host, devices, logs}
 }
@@ -151,6 +162,11 @@ func (o *options) check() error {
 			return fmt.Errorf("%s %s: want an absolute path", dir.flag, dir.path)
 		}
 	}
+	if o.listen != "" {
+		if _, port, err := net.SplitHostPort(o.listen); err != nil || port == "" {
+			return fmt.Errorf("--listen %q: want an address and a port, such as 127.0.0.1:9142", o.listen)
+		}
+	}
 	var verbosity flag.FlagSet
 	klog.InitFlags(&verbosity)
 	if err := verbosity.Set("v", strconv.Itoa(o.verbosity)); err != nil {
@@ -202,7 +218,7 @@ func (o *options) kernel(vni uint32) kernel.Options {
 const intro = `overlayd - one flat network for the containers of many hosts, over VXLAN
 
 Usage:
-  overlayd [flags]                      run the daemon on this host
+  overlayd [flags]                              run the daemon on this host
   overlayd COMMAND [flags]
 
 Commands:
@@ -221,7 +237,7 @@ func help(out io.Writer, c command, groups []*pflag.FlagSet) {
 	if c.name == "" {
 		fmt.Fprint(out, intro)
 		for _, c := range commands() {
-			fmt.Fprintf(out, "  %-26s %s\n", strings.TrimSpace(c.name+" "+c.operands), c.summary)
+			fmt.Fprintf(out, "  %-43s %s\n", strings.TrimSpace(c.name+" "+c.operands), c.summary)
 		}
 	} else {
 		fmt.Fprintf(out, "overlayd %s - %s\n\nUsage:\n  overlayd %s%s[flags]\n", c.name, c.summary, prefixed(c.name), prefixed(c.operands))

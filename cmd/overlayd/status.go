@@ -105,7 +105,11 @@ func (r report) print(out io.Writer) error {
 		row("  differs", "%s", f.Change)
 		row("", "since %s: %s", f.Since.Format(time.TimeOnly), f.Why)
 	}
-	printSkipped(t, r.Skipped)
+	total := 0
+	for _, n := range r.SkippedBy {
+		total += n
+	}
+	printSkipped(t, r.Skipped, total)
 	return t.Flush()
 }
 
@@ -123,13 +127,16 @@ func leaseEnd(seconds float64) string {
 
 const mostSkipped = 20
 
-func printSkipped(out io.Writer, skipped []subnet.Skipped) {
+// printSkipped shows the first of so many.
+func printSkipped(out io.Writer, skipped []subnet.Skipped, total int) {
 	for i, s := range skipped {
 		if i == mostSkipped {
-			fmt.Fprintf(out, "skipped\t... and %d more\n", len(skipped)-mostSkipped)
-			return
+			break
 		}
 		fmt.Fprintf(out, "skipped\t%s: %s: %s\n", s.Key, s.Reason, s.Detail)
+	}
+	if total > mostSkipped {
+		fmt.Fprintf(out, "skipped\t... and %d more (overlayd leases --json lists all)\n", total-mostSkipped)
 	}
 }
 

@@ -35,6 +35,7 @@ func notReady() report {
 	r.Kernel.Faults = []backend.Fault{{
 		Change: "+ route 10.5.2.0/24 via 10.5.2.0 dev overlay.1", Since: time.Date(2026, 1, 2, 11, 58, 0, 0, time.UTC), Why: "operation not permitted",
 	}}
+	r.SkippedBy = map[subnet.Reason]int{"unreadable": mostSkipped + 2}
 	for i := range mostSkipped + 2 {
 		r.Skipped = append(r.Skipped, subnet.Skipped{Key: fmt.Sprintf("10.5.%d.0-24", i), Reason: "unreadable", Detail: "no JSON"})
 	}
@@ -57,7 +58,7 @@ func TestStatusIsForPeople(t *testing.T) {
 func TestALeaseThatEndedIsNotSaidToLast(t *testing.T) {
 	got := printed(t, func() report {
 		r := notReady()
-		r.LeaseEnd, r.Skipped = -300, nil
+		r.LeaseEnd, r.Skipped, r.SkippedBy = -300, nil, nil
 		return r
 	})
 	if strings.Contains(got, "ours for another -") {

@@ -27,16 +27,21 @@ type witness struct {
 
 	mu       sync.Mutex
 	host     backend.Host
-	claim    *etcd.Claim
-	own      subnet.Lease // before there is a claim: the saved one
+	claim    *etcd.Claim  // nil while there is none
+	former   subnet.Lease // while there is no claim: the saved one, or the one that was lost
 	last     subnet.Snapshot
 	unsaved  chan struct{} // the network has changed since it was saved
 	loop     backend.Status
-	ready    bool  // systemd has been told
-	store    fault // etcd
-	fenced   fault // the subnet is somebody else's
-	unlisted fault // the store does not show our lease as one that peers can use
-	files    fault // the node file cannot be written
+	repairs  map[string]int // rows that somebody else had changed, by kind
+	weak     string         // what is known against the etcd servers
+	security etcd.Security  // as last looked at
+	ready    bool           // systemd has been told
+	store    fault          // etcd
+	fenced   fault          // the subnet is somebody else's
+	unlisted fault          // the store does not show our lease as one that peers can use
+	files    fault          // the node file cannot be written
+	tls      fault          // certificates on disk are not in use
+	expiry   fault          // our certificate ends soon
 	nodeFile []byte
 	faults   map[string]bool // those that the log has
 }
@@ -48,7 +53,7 @@ type fault struct {
 }
 
 func newWitness(o *options, h backend.Host) *witness {
-	return &witness{options: o, started: time.Now(), host: h, faults: map[string]bool{}, unsaved: make(chan struct{}, 1)}
+	return &witness{options: o, started: time.Now(), host: h, faults: map[string]bool{}, repairs: map[string]int{}, unsaved: make(chan struct{}, 1)}
 }
 
 // set records an error or its end, and says whether that is news.
@@ -85,21 +90,12 @@ func (w *witness) trouble(err error) {
 	notify("STATUS=waiting for the store: " + err.Error())
 }
 
-func (w *witness) claimed(c *etcd.Claim) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.claim = c
-	if w.loop.Passes > 0 { // by the saved network: the plugin may know at once how long the lease lasts
-		w.writeFiles()
-	}
-}
-
 // remembered is told that the saved network is used, until there is a claim.
 func (w *witness) remembered(n subnet.Snapshot, own subnet.Lease) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.claim == nil {
-		w.last, w.own = n, own
+		w.last, w.former = n, own
 	}
 }
 
@@ -108,16 +104,7 @@ func (w *witness) lease() (l subnet.Lease, deadline time.Duration, ok bool) {
 	if w.claim != nil {
 		return w.claim.Lease(), w.claim.Deadline(), true
 	}
-	return w.own, 0, w.own.Node != ""
-}
-
-// lost is told that somebody else has our subnet.
-func (w *witness) lost(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.fenced.set(err)
-	w.writeFiles()
-	klog.Errorf("lease: %v: pods of this host are cut off from the others; drain them, then restart overlayd", err)
+	return w.former, 0, w.former.Node != ""
 }
 
 func (w *witness) heard(s subnet.Snapshot) {
@@ -195,8 +182,12 @@ const most = 20
 // tell logs a pass that changed something, and faults when they come and go.
 func (w *witness) tell(p backend.Pass) {
 	verb := ""
-	if w.loop.Synced && w.loop.Revision == p.Status.Revision { // the network is the same: somebody else changed the kernel
+	foreign := w.loop.Synced && w.loop.Revision == p.Status.Revision // the network is the same: somebody else changed the kernel
+	if foreign {
 		verb = "mended: "
+		for _, c := range p.Made {
+			w.repairs[backend.Kind(c.Row())]++
+		}
 	}
 	for i, c := range p.Made {
 		if i == most {
@@ -231,11 +222,14 @@ func (w *witness) writeFiles() {
 		return
 	}
 	config := w.last.Config
-	if len(config.Pools()) == 0 { // nothing was heard yet
+	if len(config.Pools()) == 0 && w.claim != nil { // nothing was heard yet
 		config = w.claim.Config()
 	}
-	if w.fenced.Why != "" {
+	switch {
+	case w.fenced.Why != "":
 		deadline = 1 // long past: no pod gets an address that is somebody else's
+	case !slices.Equal(lease.Subnets(), w.loop.Subnets):
+		return // the kernel is not ready for it yet
 	}
 	f := subnet.NewNodeFile(config, lease)
 	f.Boot, f.Deadline = bootID(), int64(deadline)
@@ -276,7 +270,7 @@ func (w *witness) save(ctx context.Context) error {
 		case <-w.unsaved:
 		}
 		w.mu.Lock()
-		text := w.last.Save()
+		text := w.last.Save(w.options.store.Prefix)
 		w.mu.Unlock()
 		if err := renameio.WriteFile(filepath.Join(w.options.stateDir, networkName), text, 0o600); err != nil {
 			klog.Warningf("save the network: %v", err)

@@ -27,8 +27,9 @@ func uplink(mtu int) backend.Host {
 }
 
 // pass is one that found nothing to do on such a host.
-func pass(mtu int) backend.Pass {
-	return backend.Pass{Status: backend.Status{Synced: true, Passes: 1, Rows: 3, Peers: 2, Host: uplink(mtu)}}
+func pass(w *witness, mtu int) backend.Pass {
+	l, _, _ := w.lease()
+	return backend.Pass{Status: backend.Status{Synced: true, Passes: 1, Rows: 3, Peers: 2, Host: uplink(mtu), Subnets: l.Subnets()}}
 }
 
 // holding returns a witness with a real lease of 10.5.0.0/16, before the first pass.
@@ -39,6 +40,7 @@ func holding(t *testing.T) *witness {
 	must(t, err)
 	t.Cleanup(func() { must(t, store.Close()) })
 	must(t, store.Configure(t.Context(), `{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}`))
+	must(t, store.Found(t.Context()))
 	o := &options{node: "h1", bridge: "ovl0", runDir: t.TempDir(), leaseTTL: time.Minute}
 	claim, err := store.Claim(t.Context(), subnet.Lease{Node: "h1", PublicIP: netip.MustParseAddr("192.0.2.7"), MAC: subnet.VTEPMAC(1, "h1"), Backend: "vxlan"}, terms(o))
 	must(t, err)
@@ -63,20 +65,20 @@ func TestReadinessFollowsTheKernelAndTheLeaseNotTheStore(t *testing.T) {
 	}
 	const unavailable = http.StatusServiceUnavailable
 	check("before the first pass", unavailable, "the kernel differs from what is wanted", "")
-	w.passed(pass(1500))
+	w.passed(pass(w, 1500))
 	check("in order", http.StatusOK, "", "")
 	w.trouble(errors.New("connection refused"))
 	check("without etcd", http.StatusOK, "", "connection refused")
 	w.trouble(nil)
 	check("with etcd again", http.StatusOK, "", "")
-	broken := pass(1500)
+	broken := pass(w, 1500)
 	broken.Status.Synced, broken.Status.Error = false, "read the kernel: no buffer space available"
 	w.passed(broken)
 	check("a pass that failed", unavailable, "no buffer space available", "")
-	w.passed(pass(1500))
+	w.passed(pass(w, 1500))
 	check("mended", http.StatusOK, "", "")
-	w.lost(fmt.Errorf("%w: h9 has it", etcd.ErrLost))
-	w.passed(pass(1500))
+	w.lost(w.claim.Lease(), fmt.Errorf("%w: h9 has it", etcd.ErrLost))
+	w.passed(pass(w, 1500))
 	check("fenced", unavailable, "h9 has it", "")
 }
 
@@ -86,7 +88,7 @@ func TestTheNodeFileTellsThePluginAllItNeeds(t *testing.T) {
 	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
 		t.Errorf("before the first pass there are %v, %v; want nothing", files, err)
 	}
-	w.passed(pass(1500))
+	w.passed(pass(w, 1500))
 	text, err := os.ReadFile(filepath.Join(dir, nodeFileName))
 	must(t, err)
 	node, err := subnet.ParseNodeFile(text)
@@ -109,7 +111,7 @@ func TestTheNodeFileTellsThePluginAllItNeeds(t *testing.T) {
 func TestReadersSeeTheOldFilesOrTheNew(t *testing.T) {
 	w := holding(t)
 	dir := w.options.runDir
-	w.passed(pass(1500))
+	w.passed(pass(w, 1500))
 	stop, seen := make(chan struct{}), map[int]bool{}
 	var reader sync.WaitGroup
 	reader.Go(func() {
@@ -132,7 +134,7 @@ func TestReadersSeeTheOldFilesOrTheNew(t *testing.T) {
 		}
 	})
 	for i := range 200 {
-		w.passed(pass(1500 - i%2*100))
+		w.passed(pass(w, 1500-i%2*100))
 	}
 	close(stop)
 	reader.Wait()
@@ -152,7 +154,7 @@ func TestANodeFileThatCannotBeWrittenIsToldAndTriedAgain(t *testing.T) {
 	w := holding(t)
 	dir := w.options.runDir
 	w.options.runDir = filepath.Join(dir, "later")
-	w.passed(pass(1500))
+	w.passed(pass(w, 1500))
 	if r := w.report(); !r.Ready || len(r.Degraded) != 1 || !strings.Contains(r.Degraded[0], "node file") || !strings.Contains(r.Degraded[0], w.options.runDir) {
 		t.Errorf("ready %v, degraded %q: want ready, and what is wrong with the node file in %s", r.Ready, r.Degraded, w.options.runDir)
 	}

@@ -70,7 +70,7 @@ func (s *Store) Claim(ctx context.Context, want subnet.Lease, terms Terms) (*Cla
 	if !want.PublicIP.IsValid() || !want.MAC.IsUnicast() {
 		return nil, fmt.Errorf("a lease for %s at %s with MAC %s: want an address and a MAC that peers can send to", want.Node, want.PublicIP, want.MAC)
 	}
-	c := &Claim{store: s, want: want, terms: terms, moved: make(chan struct{}, 1)}
+	c := s.Former(want, terms)
 	if err := s.Reach(ctx); err != nil {
 		s.trouble(err)
 	}
@@ -97,6 +97,12 @@ func (s *Store) Claim(ctx context.Context, want subnet.Lease, terms Terms) (*Cla
 			return nil, err
 		}
 	}
+}
+
+// Former returns the claim to the lease that a node held before, to be taken by [Claim.Regain]: that or none. It is for a
+// node that cannot change its subnet, because pods have addresses in it.
+func (s *Store) Former(lease subnet.Lease, terms Terms) *Claim {
+	return &Claim{store: s, want: lease, lease: lease, terms: terms, moved: make(chan struct{}, 1)}
 }
 
 // Lease returns what is held.
@@ -167,7 +173,7 @@ func (c *Claim) acquire(ctx context.Context, only []netip.Prefix) error {
 	c.deadline = c.terms.deadline(sent)
 	c.mu.Unlock()
 	c.store.revoke(ctx, append(b.t.replaced, former.claim, former.alive)...)
-	if only == nil {
+	if former.claim == 0 { // a watch begins soon
 		c.store.seed.Store(b.view)
 	}
 	return nil

@@ -155,8 +155,8 @@ func (c *Claim) probe(ctx context.Context) error {
 	return nil
 }
 
-// Regain makes one attempt to take the subnets back that somebody else had got, for whoever has heard [ErrLost]: that again
-// while somebody still has them. It blocks for at most the time of a few requests.
+// Regain makes one attempt to take the same subnets back after [ErrLost], which it returns while somebody else has them, or
+// to take them first after [Store.Former]. It blocks for at most the time of a few requests.
 func (c *Claim) Regain(ctx context.Context) error { return c.regain(ctx) }
 
 // regain takes the same subnets back, or tells the store of another address.
