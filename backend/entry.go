@@ -5,6 +5,7 @@ package backend
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/overlayd/overlayd/subnet"
 )
@@ -26,7 +27,10 @@ const UnreachableMetric = 1<<32 - 1
 const ipv6Metric = 1024
 
 const (
-	rankVXLAN = iota
+	rankTable = iota
+	rankMember
+	rankPodPort
+	rankVXLAN
 	rankBridge
 	rankPort
 	rankSysctl
@@ -35,13 +39,14 @@ const (
 	rankNeigh
 	rankNexthop
 	rankRoute
+	rankAccept
 )
 
 // kinds are the names of the ranks.
-var kinds = [...]string{"vxlan", "bridge", "port", "sysctl", "addr", "fdb", "neigh", "nexthop", "route"}
+var kinds = [...]string{"table", "member", "member", "vxlan", "bridge", "port", "sysctl", "addr", "fdb", "neigh", "nexthop", "route", "accept"}
 
 // Kinds are all that [Kind] returns.
-func Kinds() []string { return kinds[:] }
+func Kinds() []string { return slices.Compact(slices.Clone(kinds[:])) }
 
 // Kind names what the row is, in one word fit for a metric's label.
 func Kind(e Entry) string { return kinds[e.rank()] }

@@ -17,6 +17,21 @@ type Host struct {
 	Gateways  []netip.Addr   // of default routes
 	IPv6      bool           // the kernel has IPv6
 	Pods      []Pod          // attached by the CNI plugin
+
+	Guard      Guard
+	Masquerade bool           // pods' packets to outside the network get the host's address
+	Exclude    []netip.Prefix // except to these
+	AntiSpoof  bool
+
+	Drops   []Chain           // of others, at the forward hook
+	Dropped map[string]uint64 // packets that our rules dropped, by reason
+	PathMTU []PathMTU         // that the kernel has learned
+}
+
+// PathMTU is what the kernel has learned of the way to an address, in bytes.
+type PathMTU struct {
+	To  netip.Addr
+	MTU int
 }
 
 // Uplink is the device that carries the outer packets.
@@ -26,6 +41,8 @@ type Uplink struct {
 	MTU    int        // bytes
 	Down   bool
 	OnLink []netip.Prefix // its connected prefixes
+
+	AcceptRA string // its IPv6 accept_ra: "" without IPv6
 }
 
 // Pod is one attachment: a link on the bridge that holds addresses by its alternative names.
@@ -33,6 +50,9 @@ type Pod struct {
 	Link  string
 	Addrs []netip.Addr
 	Alias string // network/container/interface; empty while the ADD is under way
+
+	MAC subnet.MAC // of the pod's end; zero when it cannot be seen
+	MTU int        // of the pod's end in bytes; 0 when it cannot be seen
 }
 
 // Bytes that VXLAN puts in front of a pod's IP packet (RFC 7348 section 5): outer IPv4 20 or IPv6 40, UDP 8, VXLAN 8 and
@@ -68,6 +88,7 @@ func Plan(h Host, s subnet.Snapshot) State {
 		return State{}
 	}
 	p := planner{host: h, config: s.Config, rows: make(State, 16+4*len(s.Leases))}
+	p.filter(own, s)
 	p.devices(own)
 	p.sysctls()
 	for _, l := range s.Leases {
@@ -98,7 +119,7 @@ func (p *planner) devices(own subnet.Lease) {
 	if h.Bridge == "" {
 		return
 	}
-	p.rows.Add(Bridge{Name: h.Bridge, MAC: subnet.AddrMAC(subnet.Gateway(own.Subnets()[0])), MTU: mtu, Up: true})
+	p.rows.Add(Bridge{Name: h.Bridge, MAC: bridgeMAC(own), MTU: mtu, Up: true})
 	for _, pod := range h.Pods {
 		p.rows.Add(Port{Link: pod.Link, Bridge: h.Bridge})
 	}
@@ -107,18 +128,42 @@ func (p *planner) devices(own subnet.Lease) {
 	}
 }
 
+func bridgeMAC(own subnet.Lease) subnet.MAC { return subnet.AddrMAC(subnet.Gateway(own.Subnets()[0])) }
+
 // sysctls turns forwarding on, and keeps router advertisements from pods away from the host: one of them would become its
 // default route.
 func (p *planner) sysctls() {
 	if p.config.IPv4.IsValid() {
-		p.rows.Add(Sysctl{"net/ipv4/ip_forward", "1"})
+		p.sysctls4()
 	}
-	if !p.host.IPv6 {
-		return
+	if p.host.IPv6 {
+		p.sysctls6(p.config.IPv6.IsValid())
 	}
-	inner6 := p.config.IPv6.IsValid()
+}
+
+func (p *planner) sysctls4() {
+	p.rows.Add(Sysctl{"net/ipv4/ip_forward", "1"})
+	for _, dev := range []string{p.host.VXLAN, p.host.Bridge, p.host.Uplink.Name} {
+		if dev != "" {
+			p.rows.Add(Sysctl{"net/ipv4/conf/" + dev + "/forwarding", "1"}) // that of all devices does not undo one's own
+		}
+	}
+	for _, dev := range []string{p.host.VXLAN, p.host.Bridge} {
+		if dev != "" {
+			p.rows.Add(Sysctl{"net/ipv4/conf/" + dev + "/accept_redirects", "0"})
+		}
+	}
+	// A process of a peer may speak to pods from its public address, to which the way back is not this device: strict
+	// reverse path filtering of all devices would drop that, the loose one (2) does not (ip-sysctl.rst, rp_filter).
+	p.rows.Add(Sysctl{"net/ipv4/conf/" + p.host.VXLAN + "/rp_filter", "2"})
+}
+
+func (p *planner) sysctls6(inner6 bool) {
 	if inner6 {
 		p.rows.Add(Sysctl{"net/ipv6/conf/all/forwarding", "1"})
+		if up := p.host.Uplink; up.AcceptRA != "" && up.AcceptRA != "0" {
+			p.rows.Add(Sysctl{"net/ipv6/conf/" + up.Name + "/accept_ra", "2"}) // a router takes advertisements only then
+		}
 	}
 	for _, dev := range []string{p.host.VXLAN, p.host.Bridge} {
 		knob := func(name, value string) {
@@ -131,7 +176,9 @@ func (p *planner) sysctls() {
 			continue
 		}
 		knob("disable_ipv6", "0")
+		knob("forwarding", "1")
 		knob("accept_ra", "0")
+		knob("accept_redirects", "0")
 		// The bridge asks for pods by its link-local address. It gets that with the first pod, and detecting duplicates
 		// would keep it from asking for two seconds.
 		knob("accept_dad", "0")

@@ -65,6 +65,10 @@ func compareRows(a, b Entry) int {
 		if b, ok := b.(Nexthop); ok {
 			return cmp.Compare(a.ID, b.ID)
 		}
+	case Pair:
+		if b, ok := b.(Pair); ok {
+			return cmp.Or(a.Inner.Addr().Compare(b.Inner.Addr()), cmp.Compare(a.Inner.Bits(), b.Inner.Bits()))
+		}
 	case Route:
 		if b, ok := b.(Route); ok {
 			return cmp.Or(a.Dst.Addr().Compare(b.Dst.Addr()), cmp.Compare(a.Dst.Bits(), b.Dst.Bits()), cmp.Compare(a.Metric, b.Metric))

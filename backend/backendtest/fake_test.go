@@ -13,6 +13,7 @@ func TestFake(t *testing.T) {
 		return NewFake(backend.Host{
 			Node: "h1", VXLAN: "overlay.1", Bridge: "ovl0", IPv6: true,
 			Uplink: backend.Uplink{Name: "eth0", Addr: netip.MustParseAddr("192.0.2.7"), MTU: 1500},
+			Guard:  backend.GuardFull, Masquerade: true, AntiSpoof: true,
 		})
 	})
 }

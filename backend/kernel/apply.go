@@ -17,6 +17,11 @@ import (
 func (k *Kernel) Apply(changes []backend.Change) []error {
 	errs := make([]error, len(changes))
 	for i := 0; i < len(changes); {
+		if n := filters(changes[i:]); n > 0 {
+			copy(errs[i:], k.filter(changes[i:i+n]))
+			i += n
+			continue
+		}
 		n := batchable(changes[i:])
 		if n == 0 {
 			errs[i] = k.single(changes[i])
@@ -37,6 +42,18 @@ func batchable(changes []backend.Change) int {
 	for i, c := range changes {
 		switch c.Row().(type) {
 		case backend.FDB, backend.Neigh, backend.Nexthop, backend.Route:
+		default:
+			return i
+		}
+	}
+	return len(changes)
+}
+
+// filters counts the changes at the front that are nf_tables'.
+func filters(changes []backend.Change) int {
+	for i, c := range changes {
+		switch c.Row().(type) {
+		case backend.Table, backend.Member, backend.Pair, backend.PodAddr, backend.PodMAC, backend.PodPort, backend.Accept:
 		default:
 			return i
 		}

@@ -27,15 +27,15 @@ const (
 	answerTimeoutSec = 10
 )
 
-func dial() (*conn, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+func dial(protocol int) (*conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
 	c := &conn{fd: fd, buf: make([]byte, receiveBuffer)}
 	err = errors.Join(
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
-		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1),
+		strict(fd, protocol),
 		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1),
 		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: answerTimeoutSec}),
@@ -47,6 +47,14 @@ func dial() (*conn, error) {
 		return nil, fmt.Errorf("prepare a netlink socket: %w", err)
 	}
 	return c, nil
+}
+
+// strict makes rtnetlink refuse what it does not know in a filter of a dump, and so obey the rest.
+func strict(fd, protocol int) error {
+	if protocol != unix.NETLINK_ROUTE {
+		return nil
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 }
 
 // setBuffer asks for a big buffer, with the privilege to pass the limit (net.core.rmem_max) or else without.
@@ -137,6 +145,29 @@ func (c *conn) dump(req *nl.NetlinkRequest, each func(body []byte)) error {
 	}
 }
 
+// get asks for one thing and calls each with the answer's body.
+func (c *conn) get(req *nl.NetlinkRequest, each func(body []byte)) error {
+	if err := unix.Sendto(c.fd, req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("ask netlink: %w", err)
+	}
+	for {
+		answer, err := c.receive()
+		if err != nil {
+			return err
+		}
+		for h, body := range answer {
+			switch {
+			case h.Seq != req.Seq:
+			case h.Type == unix.NLMSG_ERROR:
+				return failure(body)
+			default:
+				each(body)
+				return nil
+			}
+		}
+	}
+}
+
 // batch sends the requests in few sends and returns the kernel's answer to each. A nil request is passed over. Only the
 // last of a send asks for an acknowledgement: errors come without being asked for.
 func (c *conn) batch(reqs []*nl.NetlinkRequest) []error {
@@ -192,6 +223,51 @@ func (c *conn) send(reqs []*nl.NetlinkRequest, errs []error) error {
 			errs[i] = failure(body)
 			if h.Seq == final {
 				return nil
+			}
+		}
+	}
+}
+
+// transaction sends the requests to nf_tables, which makes all of them or none.
+func (c *conn) transaction(reqs []*nl.NetlinkRequest) error {
+	if len(reqs) == 0 {
+		return nil
+	}
+	mark := func(kind int) *nl.NetlinkRequest {
+		req := nl.NewNetlinkRequest(kind, 0)
+		req.AddData(nfgenmsg{resource: unix.NFNL_SUBSYS_NFTABLES})
+		return req
+	}
+	begin, end := mark(unix.NFNL_MSG_BATCH_BEGIN), mark(unix.NFNL_MSG_BATCH_END)
+	reqs[len(reqs)-1].Flags |= unix.NLM_F_ACK
+	final := reqs[len(reqs)-1].Seq
+	ours := map[uint32]bool{begin.Seq: true, end.Seq: true}
+	out := begin.Serialize()
+	for _, req := range reqs {
+		ours[req.Seq] = true
+		text := req.Serialize()
+		out = append(out, text...)
+		out = append(out, make([]byte, align(len(text))-len(text))...)
+	}
+	out = append(out, end.Serialize()...)
+	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send to nf_tables: %w", err)
+	}
+	var first error // the others follow from it
+	for {
+		answer, err := c.receive()
+		if err != nil {
+			return errors.Join(first, err)
+		}
+		for h, body := range answer {
+			if h.Type != unix.NLMSG_ERROR || !ours[h.Seq] {
+				continue
+			}
+			if first == nil {
+				first = failure(body)
+			}
+			if h.Seq == final || h.Seq == begin.Seq {
+				return first
 			}
 		}
 	}

@@ -5,7 +5,9 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -19,6 +21,11 @@ type Options struct {
 	Bridge string // name of the bridge; empty: none is ours
 	Choice backend.Choice
 
+	Guard      backend.Guard  // empty: full
+	Masquerade bool           // pods' packets to outside the network
+	Exclude    []netip.Prefix // except to these; none overlaps another
+	AntiSpoof  bool
+
 	NoUplink bool // do not look for an uplink: for those who only look at pods or only remove
 }
 
@@ -27,7 +34,10 @@ type Kernel struct {
 	options Options
 	links   *netlink.Handle
 	rows    *conn
-	size    int // rows of the last reading: the next will have about as many
+	nft     *conn
+	rules   *nftables.Conn     // reads rules
+	counted map[string]counted // as last read: what is removed by others and made again goes on counting
+	size    int                // rows of the last reading: the next will have about as many
 }
 
 var _ backend.Kernel = (*Kernel)(nil)
@@ -37,22 +47,39 @@ func Open(o Options) (*Kernel, error) {
 	if err := checkRelease(); err != nil {
 		return nil, err
 	}
+	if o.Guard == "" {
+		o.Guard = backend.GuardFull
+	}
 	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	rows, err := dial()
+	rows, err := dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		links.Close()
 		return nil, err
 	}
-	return &Kernel{options: o, links: links, rows: rows}, nil
+	k := &Kernel{options: o, links: links, rows: rows, counted: map[string]counted{}}
+	if k.nft, err = dial(unix.NETLINK_NETFILTER); err == nil {
+		k.rules, err = nftables.New(nftables.AsLasting())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open nf_tables: %w", err), k.Close())
+	}
+	return k, nil
 }
 
 // Close frees the sockets.
 func (k *Kernel) Close() error {
 	k.links.Close()
-	return k.rows.close()
+	err := k.rows.close()
+	if k.nft != nil {
+		err = errors.Join(err, k.nft.close())
+	}
+	if k.rules != nil {
+		err = errors.Join(err, k.rules.CloseLasting())
+	}
+	return err
 }
 
 // The oldest Linux with all we use: alternative names of links (5.5), nexthop objects (5.3) and their replacement without
@@ -97,7 +124,7 @@ func (k *Kernel) Read() (backend.Host, backend.State, error) {
 
 func (k *Kernel) read() (backend.Host, backend.State, error) {
 	o := k.options
-	h := backend.Host{Node: o.Node, VXLAN: o.VXLAN, Bridge: o.Bridge, IPv6: hasIPv6()}
+	h := backend.Host{Node: o.Node, VXLAN: o.VXLAN, Bridge: o.Bridge, IPv6: hasIPv6(), Guard: o.Guard, Masquerade: o.Masquerade, Exclude: o.Exclude, AntiSpoof: o.AntiSpoof}
 	links, err := k.links.LinkList()
 	if err != nil {
 		return h, nil, fmt.Errorf("list links: %w", err)
@@ -112,11 +139,13 @@ func (k *Kernel) read() (backend.Host, backend.State, error) {
 	}
 	o.VXLAN = vxlanName(o.VXLAN, links)
 	h.VXLAN = o.VXLAN
-	m := machine{options: o, links: links, addrs: addrs, names: names}
+	m := machine{options: o, links: links, addrs: addrs, names: names, rows: k.rows}
 	s := make(backend.State, k.size)
 	m.devices(s)
-	m.readSysctls(s)
 	if err := k.readRows(m, s); err != nil {
+		return h, nil, err
+	}
+	if err := k.readFilter(&h, s); err != nil {
 		return h, nil, err
 	}
 	h.Pods = m.pods(s)
@@ -125,6 +154,8 @@ func (k *Kernel) read() (backend.Host, backend.State, error) {
 	if !o.NoUplink {
 		h.Uplink, h.Gateways, err = k.uplink(m)
 	}
+	m.readSysctls(h.Uplink.Name, s)
+	h.Uplink.AcceptRA = sysctl("net/ipv6/conf/" + h.Uplink.Name + "/accept_ra")
 	return h, s, err
 }
 

@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"testing"
 
@@ -19,7 +20,8 @@ func TestMain(m *testing.M) { os.Exit(lab.Run(m.Run)) }
 // open returns the machine that the suite wants: this process's network namespace with an uplink in it.
 func open(t *testing.T) backend.Kernel {
 	plugIn(t)
-	k, err := kernel.Open(kernel.Options{Node: "h1", VXLAN: "overlay.1", Bridge: "ovl0", Choice: backend.Choice{Ifaces: []string{"eth0"}}})
+	k, err := kernel.Open(kernel.Options{Node: "h1", VXLAN: "overlay.1", Bridge: "ovl0", Choice: backend.Choice{Ifaces: []string{"eth0"}},
+		Masquerade: true, AntiSpoof: true, Exclude: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32")}})
 	must(t, err)
 	t.Cleanup(func() {
 		_, err := backend.Remove(k)

@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/backend"
@@ -24,6 +25,7 @@ type machine struct {
 	links   []netlink.Link
 	addrs   []netlink.Addr
 	names   map[int]string // link index -> name
+	rows    *conn
 }
 
 // ours says whether the device of that name is one of ours.
@@ -92,6 +94,7 @@ func (m machine) pods(s backend.State) []backend.Pod {
 			continue
 		}
 		pod := backend.Pod{Link: a.Name, Alias: a.Alias}
+		pod.MAC, pod.MTU = m.otherEnd(a)
 		for _, name := range a.AltNames {
 			if addr, ok := subnet.ParseAltName(name); ok {
 				pod.Addrs = append(pod.Addrs, addr)
@@ -106,6 +109,35 @@ func (m machine) pods(s backend.State) []backend.Pod {
 		}
 	}
 	return pods
+}
+
+// otherEnd looks at the pod's end of a link without entering its namespace; zero when it cannot be seen.
+func (m machine) otherEnd(a *netlink.LinkAttrs) (mac subnet.MAC, mtu int) {
+	if a.NetNsID < 0 || a.ParentIndex == 0 {
+		return mac, 0
+	}
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(a.ParentIndex)
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0) // never RTM_SETLINK: that would move a link of this host
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(a.NetNsID))))
+	err := m.rows.get(req, func(body []byte) {
+		if len(body) < unix.SizeofIfInfomsg {
+			return
+		}
+		for kind, value := range attributes(body[unix.SizeofIfInfomsg:]) {
+			switch kind {
+			case unix.IFLA_ADDRESS:
+				mac = macOf(value)
+			case unix.IFLA_MTU:
+				mtu = int(uint32Of(value))
+			}
+		}
+	})
+	if err != nil {
+		return subnet.MAC{}, 0 // it goes at this moment
+	}
+	return mac, mtu
 }
 
 // connected lists the prefixes of devices that are not ours.
@@ -215,21 +247,37 @@ func hasIPv6() bool {
 	return err == nil
 }
 
-// readSysctls adds the knobs that a plan may want; one that does not exist is left out.
-func (m machine) readSysctls(s backend.State) {
+// readSysctls adds the knobs that a plan may want; one that does not exist is left out. uplink may be empty.
+func (m machine) readSysctls(uplink string, s backend.State) {
 	names := []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}
-	for _, dev := range []string{m.options.VXLAN, m.options.Bridge} {
-		if dev != "" {
-			for _, knob := range []string{"disable_ipv6", "accept_ra", "accept_dad"} {
-				names = append(names, "net/ipv6/conf/"+dev+"/"+knob)
+	knobs := func(dev, family string, all ...string) {
+		for _, knob := range all {
+			if dev != "" {
+				names = append(names, "net/"+family+"/conf/"+dev+"/"+knob)
 			}
 		}
 	}
+	for _, dev := range []string{m.options.VXLAN, m.options.Bridge} {
+		knobs(dev, "ipv4", "forwarding", "accept_redirects")
+		knobs(dev, "ipv6", "disable_ipv6", "forwarding", "accept_ra", "accept_redirects", "accept_dad")
+	}
+	knobs(m.options.VXLAN, "ipv4", "rp_filter")
+	knobs(uplink, "ipv4", "forwarding")
+	knobs(uplink, "ipv6", "accept_ra")
 	for _, name := range names {
-		if value, err := os.ReadFile(filepath.Join(sysctlDir, name)); err == nil {
-			s.Add(backend.Sysctl{Name: name, Value: string(bytes.TrimSpace(value))})
+		if value := sysctl(name); value != "" {
+			s.Add(backend.Sysctl{Name: name, Value: value})
 		}
 	}
+}
+
+// sysctl returns the value of a knob, "" when there is none.
+func sysctl(name string) string {
+	value, err := os.ReadFile(filepath.Join(sysctlDir, name))
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(value))
 }
 
 func writeSysctl(s backend.Sysctl) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/backend"
@@ -37,14 +38,27 @@ func Watch(ctx context.Context, kick func(), lost func(error)) error {
 
 // groups are rtnetlink's multicast groups in which changes of our rows are told. A link that goes down takes nexthops,
 // routes and neighbours along without a word: links count for those too.
-var groups = []int{
-	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_NEXTHOP,
-	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+func groups() []int {
+	return []int{
+		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_NEXTHOP,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+	}
 }
 
+// watch reads both sockets until one of them fails.
 func watch(ctx context.Context, kick func()) error {
-	file, err := subscribe()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return listen(ctx, unix.NETLINK_ROUTE, groups(), concerns, kick) })
+	group.Go(func() error {
+		return listen(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, nftConcerns, kick)
+	})
+	return group.Wait()
+}
+
+// listen reads one socket.
+func listen(ctx context.Context, protocol int, groups []int, concerns func(uint16, []byte) bool, kick func()) error {
+	file, err := subscribe(protocol, groups)
 	if err != nil {
 		return err
 	}
@@ -63,7 +77,7 @@ func watch(ctx context.Context, kick func()) error {
 			return fmt.Errorf("read the kernel's events: %w", err)
 		}
 		for h, body := range messages(buf[:n]) {
-			if h.Flags&unix.NLM_F_REPLACE != 0 || concerns(h.Type, body) { // what was replaced may have been ours
+			if protocol == unix.NETLINK_ROUTE && h.Flags&unix.NLM_F_REPLACE != 0 || concerns(h.Type, body) { // what was replaced may have been ours
 				kick()
 				break
 			}
@@ -71,8 +85,8 @@ func watch(ctx context.Context, kick func()) error {
 	}
 }
 
-func subscribe() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+func subscribe(protocol int, groups []int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
@@ -96,4 +110,30 @@ func concerns(kind uint16, body []byte) bool {
 		return len(body) >= unix.SizeofNdMsg && binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0
 	}
 	return true
+}
+
+// nftConcerns sorts out what others do in their own tables: chains count, for one may drop what we forward, and rules of
+// iptables' chains, for one may be ours.
+func nftConcerns(kind uint16, body []byte) bool {
+	if len(body) < sizeofNfgenmsg {
+		return false
+	}
+	kind &= 0xff // the message without its subsystem
+	if kind == unix.NFT_MSG_NEWGEN || kind == unix.NFT_MSG_GETGEN {
+		return false
+	}
+	var table string
+	for attr, value := range attributes(body[sizeofNfgenmsg:]) {
+		if attr == unix.NFTA_TABLE_NAME { // attribute 1 of every message
+			table = unix.ByteSliceToString(value)
+			break
+		}
+	}
+	switch kind {
+	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELTABLE:
+		return true
+	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		return table == backend.TableName || table == iptablesTable
+	}
+	return table == backend.TableName
 }

@@ -1,0 +1,292 @@
+package backend
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/overlayd/overlayd/subnet"
+)
+
+// Guard says which VXLAN packets of our VNI a host accepts.
+type Guard string
+
+// The guards.
+const (
+	GuardFull Guard = "full" // as pairs of a lease's public address and an inner source of that lease
+	GuardVTEP Guard = "vtep" // from public addresses of leases, whatever is inside
+	GuardOff  Guard = "off"  // all
+)
+
+// Families of nft tables (nft(8)).
+const (
+	FamilyInet   = "inet"
+	FamilyBridge = "bridge"
+)
+
+// TableName is the name of our nft tables, one of each family.
+const TableName = "overlayd"
+
+// Filter is all on which the rules of our nft tables depend. What there is one of for each peer, pod or network is not in
+// the rules but in sets.
+type Filter struct {
+	Bridge     string // empty: the admin brings their own
+	VNI        uint32
+	Port       uint16
+	Inner4     bool // the network has IPv4
+	Inner6     bool // the network has IPv6
+	Outer6     bool // outer packets are IPv6
+	Guard      Guard
+	Masquerade bool
+	AntiSpoof  bool
+}
+
+// filterForm is what the comment of our rules says of a filter; nft takes 128 bytes of it.
+const filterForm = "bridge %s vni %d port %d inner %s outer %s guard %s masquerade %s antispoof %s"
+
+// String returns the filter as the comment that [ParseFilter] reads.
+func (f Filter) String() string {
+	bridge := f.Bridge
+	if bridge == "" {
+		bridge = "-"
+	}
+	outer, inner := "4", ""
+	if f.Outer6 {
+		outer = "6"
+	}
+	if f.Inner4 {
+		inner += "4"
+	}
+	if f.Inner6 {
+		inner += "6"
+	}
+	return fmt.Sprintf(filterForm, bridge, f.VNI, f.Port, inner, outer, f.Guard, yesNo(f.Masquerade), yesNo(f.AntiSpoof))
+}
+
+func yesNo(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "no"
+}
+
+var errFilter = errors.New("not the comment of overlayd's rules")
+
+// ParseFilter reads what [Filter.String] returned.
+func ParseFilter(text string) (Filter, error) {
+	var f Filter
+	var inner, outer, masquerade, antispoof string
+	if _, err := fmt.Sscanf(text, filterForm, &f.Bridge, &f.VNI, &f.Port, &inner, &outer, &f.Guard, &masquerade, &antispoof); err != nil {
+		return Filter{}, errFilter
+	}
+	if f.Bridge == "-" {
+		f.Bridge = ""
+	}
+	f.Inner4, f.Inner6, f.Outer6 = inner != "6", inner != "4", outer == "6"
+	f.Masquerade, f.AntiSpoof = masquerade == "yes", antispoof == "yes"
+	if f.String() != text {
+		return Filter{}, errFilter
+	}
+	return f, nil
+}
+
+// Table is one of our nft tables with its chains and rules, which are replaced whole. What sets hold are rows of their own.
+type Table struct {
+	Family string
+	Filter Filter
+	Broken string // in what the kernel's differs from what the filter makes; "" when it does not
+}
+
+func (t Table) key() Entry { return Table{Family: t.Family} }
+func (t Table) rank() int  { return rankTable }
+
+func (t Table) String() string {
+	text := fmt.Sprintf("table %s %s for %s", t.Family, TableName, t.Filter)
+	if t.Broken != "" {
+		text += ", but " + t.Broken
+	}
+	return text
+}
+
+// Names of sets of prefixes in the table of family inet, one of each address family.
+const (
+	SetPool    = "pool"    // the network
+	SetOwn     = "own"     // this host's part of it
+	SetExclude = "exclude" // destinations to which pods' packets are not masqueraded
+	SetVTEPs   = "vteps"   // public addresses of peers, for [GuardVTEP]
+)
+
+// Member is a prefix in one of the sets named above.
+type Member struct {
+	Set    string
+	Prefix netip.Prefix
+}
+
+func (m Member) key() Entry { return m }
+func (m Member) rank() int  { return rankMember }
+
+func (m Member) String() string {
+	return fmt.Sprintf("element inet %s %s%s { %s }", TableName, m.Set, digit(m.Prefix.Addr()), m.Prefix)
+}
+
+func digit(a netip.Addr) string {
+	if a.Is4() {
+		return "4"
+	}
+	return "6"
+}
+
+// Pair lets VXLAN packets in: from whom, with what source inside. An inner source has one outer source at any time.
+type Pair struct {
+	Inner netip.Prefix
+	Outer netip.Addr
+}
+
+func (p Pair) key() Entry { return Pair{Inner: p.Inner} }
+func (p Pair) rank() int  { return rankMember }
+
+func (p Pair) String() string {
+	return fmt.Sprintf("element inet %s peers%s { %s . %s }", TableName, digit(p.Inner.Addr()), p.Outer, p.Inner)
+}
+
+// Sets of the table of family bridge that hold pods' addresses.
+const (
+	SetPods    = "pods"    // sources
+	SetTargets = "targets" // what neighbour advertisements may be about (RFC 4861 section 4.4)
+)
+
+// PodAddr says that a pod's link may use an address with a MAC.
+type PodAddr struct {
+	Set  string
+	Link string
+	Addr netip.Addr
+	MAC  subnet.MAC
+}
+
+func (p PodAddr) key() Entry { return PodAddr{Set: p.Set, Link: p.Link, Addr: p.Addr} }
+func (p PodAddr) rank() int  { return rankMember }
+
+func (p PodAddr) String() string {
+	return fmt.Sprintf("element bridge %s %s%s { %s . %s . %s }", TableName, p.Set, digit(p.Addr), p.Link, p.MAC, p.Addr)
+}
+
+// PodMAC says that a pod's link may use a MAC.
+type PodMAC struct {
+	Link string
+	MAC  subnet.MAC
+}
+
+func (p PodMAC) key() Entry { return PodMAC{Link: p.Link} }
+func (p PodMAC) rank() int  { return rankMember }
+func (p PodMAC) String() string {
+	return fmt.Sprintf("element bridge %s macs { %s . %s }", TableName, p.Link, p.MAC)
+}
+
+// PodPort says that a pod's link may use nothing but what the other sets say. It is made after those.
+type PodPort struct{ Link string }
+
+func (p PodPort) key() Entry { return p }
+func (p PodPort) rank() int  { return rankPodPort }
+func (p PodPort) String() string {
+	return fmt.Sprintf("element bridge %s ports { %s }", TableName, p.Link)
+}
+
+// Chain is somebody else's base chain at the forward hook that drops what it does not accept.
+type Chain struct {
+	Family, Table, Name string
+	Iptables            bool // made by iptables-nft, which can print a rule of ours in it
+}
+
+func (c Chain) String() string { return fmt.Sprintf("%s %s %s", c.Family, c.Table, c.Name) }
+
+// Accept is a rule of ours in somebody else's chain: an accept in our own table cannot keep another from dropping.
+type Accept struct {
+	Chain Chain
+	In    bool // from the device, else to it
+	Dev   string
+}
+
+func (a Accept) key() Entry { return a }
+func (a Accept) rank() int  { return rankAccept }
+
+func (a Accept) String() string {
+	way := "oifname"
+	if a.In {
+		way = "iifname"
+	}
+	return fmt.Sprintf("rule %s %s %s accept comment overlayd", a.Chain, way, a.Dev)
+}
+
+// filter adds the tables and what their sets hold.
+func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
+	h, b := p.host, p.config.Backend
+	f := Filter{
+		Bridge: h.Bridge, VNI: b.VNI, Port: b.Port, Inner4: p.config.IPv4.IsValid(), Inner6: p.config.IPv6.IsValid(),
+		Outer6: !h.Uplink.Addr.Is4(), Guard: h.Guard, Masquerade: h.Masquerade, AntiSpoof: h.AntiSpoof && h.Bridge != "",
+	}
+	p.rows.Add(Table{Family: FamilyInet, Filter: f})
+	for _, pool := range p.config.Pools() {
+		p.rows.Add(Member{SetPool, pool.Network})
+	}
+	for _, prefix := range own.Subnets() {
+		p.rows.Add(Member{SetOwn, prefix})
+	}
+	for _, prefix := range h.Exclude {
+		p.rows.Add(Member{SetExclude, prefix})
+	}
+	for _, l := range s.Leases {
+		if l.Node != h.Node {
+			p.pairs(l)
+		}
+	}
+	if f.AntiSpoof {
+		p.rows.Add(Table{Family: FamilyBridge, Filter: f})
+		p.pods(own)
+	}
+	for _, c := range h.Drops {
+		if c.Iptables && h.Bridge != "" {
+			p.rows.Add(Accept{Chain: c, In: true, Dev: h.Bridge}, Accept{Chain: c, Dev: h.Bridge})
+		}
+	}
+}
+
+// pairs lets a peer's packets in: those of its pods, and those that it sends itself with its public address inside.
+func (p *planner) pairs(l subnet.Lease) {
+	if l.PublicIP.Is4() != p.host.Uplink.Addr.Is4() {
+		return
+	}
+	public := netip.PrefixFrom(l.PublicIP, l.PublicIP.BitLen())
+	switch p.host.Guard {
+	case GuardOff:
+	case GuardVTEP:
+		p.rows.Add(Member{SetVTEPs, public})
+	default:
+		for _, s := range l.Subnets() {
+			p.rows.Add(Pair{Inner: s, Outer: l.PublicIP})
+		}
+		if l.PublicIP.Is4() && p.config.IPv4.IsValid() || !l.PublicIP.Is4() && p.config.IPv6.IsValid() {
+			p.rows.Add(Pair{Inner: public, Outer: l.PublicIP})
+		}
+	}
+}
+
+// pods lets each pod send with what it has. A MAC that it has taken from another, or from the bridge, is not its own.
+func (p *planner) pods(own subnet.Lease) {
+	taken := map[subnet.MAC]int{bridgeMAC(own): 1}
+	for _, pod := range p.host.Pods {
+		taken[pod.MAC]++
+	}
+	for _, pod := range p.host.Pods {
+		mac := pod.MAC
+		if mac == (subnet.MAC{}) || taken[mac] > 1 {
+			mac = subnet.AddrMAC(pod.Addrs[0])
+		}
+		p.rows.Add(PodPort{pod.Link}, PodMAC{pod.Link, mac})
+		for _, a := range pod.Addrs {
+			p.rows.Add(PodAddr{Set: SetPods, Link: pod.Link, Addr: a, MAC: mac})
+			if !a.Is4() {
+				p.rows.Add(PodAddr{Set: SetTargets, Link: pod.Link, Addr: a, MAC: mac})
+			}
+		}
+	}
+}

@@ -1,0 +1,352 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/backend"
+)
+
+// Offsets into an outer packet from its UDP header on: UDP has 8 bytes, VXLAN 8 (RFC 7348 section 5), Ethernet 14.
+const (
+	atPort       = 2
+	atFlags      = 8
+	atVNI        = 12
+	atInnerMAC   = 16
+	atInnerType  = 28
+	atInnerSrc4  = 42
+	atInnerSrc6  = 38
+	vxlanHasVNI  = 0x08
+	groupAddress = 0x01 // of a MAC: multicast or broadcast
+)
+
+// rawPriority comes before conntrack, and before what others do at "raw" (-300).
+const rawPriority = -310
+
+const srcnatPriority = 100
+
+// markMasquerade is on packets that kube-proxy masquerades itself.
+const markMasquerade = 0x4000
+
+// firstPort begins the source ports of masqueraded UDP when the VXLAN port is below it; else they end below that port.
+const (
+	firstPort        = 10000
+	unprivilegedPort = 1024
+	lastPort         = 65535
+)
+
+// nftRule is one rule; nft shows the comment.
+type nftRule struct {
+	comment string
+	exprs   []expr.Any
+}
+
+// nftChain is a chain with its rules. Without kind it is one to jump to.
+type nftChain struct {
+	name, comment  string
+	kind           string
+	hook, priority int32
+	rules          []nftRule
+}
+
+func (c *nftChain) add(comment string, parts ...[]expr.Any) {
+	r := nftRule{comment: comment}
+	for _, p := range parts {
+		r.exprs = append(r.exprs, p...)
+	}
+	c.rules = append(c.rules, r)
+}
+
+// Registers: the first of 16 bytes, or the first of 4 (linux/netfilter/nf_tables.h, enum nft_registers).
+const (
+	reg1    = unix.NFT_REG_1
+	reg2    = unix.NFT_REG_2
+	reg32   = unix.NFT_REG32_00 // the beginning of reg1
+	ifnamsz = unix.IFNAMSIZ
+)
+
+func meta(key expr.MetaKey, reg uint32) expr.Any { return &expr.Meta{Key: key, Register: reg} }
+
+func load(base expr.PayloadBase, offset, length, reg uint32) expr.Any {
+	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
+}
+
+func equal(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: data} }
+func differ(data ...byte) expr.Any {
+	return &expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: data}
+}
+
+func mask(data ...byte) expr.Any {
+	return &expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: uint32(len(data)), Mask: data, Xor: make([]byte, len(data))}
+}
+
+func inSet(name string) expr.Any { return &expr.Lookup{SourceRegister: reg1, SetName: name} }
+func notIn(name string) expr.Any {
+	return &expr.Lookup{SourceRegister: reg1, SetName: name, Invert: true}
+}
+
+func match(exprs ...expr.Any) []expr.Any { return exprs }
+
+func verdict(kind expr.VerdictKind) []expr.Any { return match(&expr.Verdict{Kind: kind}) }
+
+func jump(chain string) []expr.Any {
+	return match(&expr.Verdict{Kind: expr.VerdictJump, Chain: chain})
+}
+
+func drop(counter string) []expr.Any {
+	return match(&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}, &expr.Verdict{Kind: expr.VerdictDrop})
+}
+
+func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
+
+// be24 is a VNI as it is on the wire.
+func be24(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v)[1:] }
+
+func name16(name string) []byte {
+	b := make([]byte, ifnamsz)
+	copy(b, name)
+	return b
+}
+
+func iifname(name string) []expr.Any {
+	return match(meta(expr.MetaKeyIIFNAME, reg1), equal(name16(name)...))
+}
+
+func nfproto(six bool) []expr.Any {
+	if six {
+		return match(meta(expr.MetaKeyNFPROTO, reg1), equal(unix.NFPROTO_IPV6))
+	}
+	return match(meta(expr.MetaKeyNFPROTO, reg1), equal(unix.NFPROTO_IPV4))
+}
+
+func l4proto(protocol byte) []expr.Any {
+	return match(meta(expr.MetaKeyL4PROTO, reg1), equal(protocol))
+}
+
+// address loads the source or destination address of the packet.
+func address(six, source bool, reg uint32) expr.Any {
+	switch {
+	case six && source:
+		return load(expr.PayloadBaseNetworkHeader, 8, 16, reg)
+	case six:
+		return load(expr.PayloadBaseNetworkHeader, 24, 16, reg)
+	case source:
+		return load(expr.PayloadBaseNetworkHeader, 12, 4, reg)
+	}
+	return load(expr.PayloadBaseNetworkHeader, 16, 4, reg)
+}
+
+// ourVXLAN matches packets of our VNI to our port.
+func ourVXLAN(f backend.Filter) []expr.Any {
+	return append(l4proto(unix.IPPROTO_UDP),
+		load(expr.PayloadBaseTransportHeader, atPort, 2, reg1), equal(be16(f.Port)...),
+		load(expr.PayloadBaseTransportHeader, atVNI, 3, reg1), equal(be24(f.VNI)...))
+}
+
+// toUs matches packets to an address of this host.
+func toUs() []expr.Any {
+	local := binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
+	return match(&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}, equal(local...))
+}
+
+// family is one address family of the network.
+type family struct {
+	six       bool
+	digit     string
+	etherType uint16
+	toGroups  []expr.Any // matches multicast destinations
+}
+
+func familiesOf(f backend.Filter) []family {
+	var all []family
+	if f.Inner4 {
+		groups := match(address(false, false, reg1), mask(0xf0, 0, 0, 0), equal(0xe0, 0, 0, 0))
+		all = append(all, family{digit: "4", etherType: unix.ETH_P_IP, toGroups: groups})
+	}
+	if f.Inner6 {
+		groups := match(load(expr.PayloadBaseNetworkHeader, 24, 1, reg1), equal(0xff)) // ff00::/8
+		all = append(all, family{six: true, digit: "6", etherType: unix.ETH_P_IPV6, toGroups: groups})
+	}
+	return all
+}
+
+func first16(b ...byte) []byte { return append(b, make([]byte, 16-len(b))...) }
+
+// inetChains are the chains of the table of family inet.
+func inetChains(f backend.Filter) []nftChain {
+	chains := []nftChain{{name: settingsChain, comment: f.String()}}
+	input := nftChain{name: "input", comment: "VXLAN of this network passes the guard", kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: rawPriority}
+	before := nftChain{name: "prerouting", comment: "what comes in", kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: rawPriority}
+	output := nftChain{name: "output", comment: "what this host sends", kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: rawPriority}
+	if f.Guard != backend.GuardOff {
+		chains = append(chains, guardChain(f))
+		input.add("", ourVXLAN(f), jump("guard"))
+		noVXLANFromPods(&before, f)
+	}
+	untracked := match(&expr.Notrack{})
+	before.add("outer packets are not tracked", ourVXLAN(f), toUs(), untracked)
+	output.add("outer packets are not tracked", ourVXLAN(f), untracked)
+	chains = append(chains, input, before, output)
+	if f.Masquerade {
+		chains = append(chains, masqueradeChain(f))
+	}
+	return chains
+}
+
+// noVXLANFromPods keeps pods from posing as hosts, also behind the masquerade of this one.
+func noVXLANFromPods(c *nftChain, f backend.Filter) {
+	if f.Bridge != "" {
+		c.add("pods send no VXLAN of this network", iifname(f.Bridge), ourVXLAN(f), drop("pod_vxlan"))
+		return
+	}
+	for _, fam := range familiesOf(f) {
+		c.add("pods send no VXLAN of this network", nfproto(fam.six), match(address(fam.six, true, reg1), inSet(backend.SetOwn+fam.digit)), ourVXLAN(f), drop("pod_vxlan"))
+	}
+}
+
+// guardChain accepts what a lease holder may send. It is at the input hook, where fragments are put together again.
+func guardChain(f backend.Filter) nftChain {
+	c := nftChain{name: "guard", comment: "only hosts with a lease, only what is theirs"}
+	udp := expr.PayloadBaseTransportHeader
+	c.add("no VNI in it", match(load(udp, atFlags, 1, reg1), mask(vxlanHasVNI), differ(vxlanHasVNI)), drop("malformed"))
+	c.add("broadcast or multicast inside", match(load(udp, atInnerMAC, 1, reg1), mask(groupAddress), equal(groupAddress)), drop("not_unicast"))
+	if f.Guard == backend.GuardVTEP {
+		outer := "4"
+		if f.Outer6 {
+			outer = "6"
+		}
+		c.add("from a host with a lease", nfproto(f.Outer6), match(address(f.Outer6, true, reg1), inSet(backend.SetVTEPs+outer)), verdict(expr.VerdictAccept))
+	} else {
+		for _, fam := range familiesOf(f) {
+			second := uint32(reg32 + 1) // after four bytes
+			if f.Outer6 {
+				second = reg2
+			}
+			source := load(udp, atInnerSrc4, 4, second)
+			if fam.six {
+				source = load(udp, atInnerSrc6, 16, second)
+			}
+			c.add("from the host that has this source", match(load(udp, atInnerType, 2, reg1), equal(be16(fam.etherType)...)),
+				nfproto(f.Outer6), match(address(f.Outer6, true, reg1), source, inSet("peers"+fam.digit)), verdict(expr.VerdictAccept))
+		}
+	}
+	c.add("from anybody else", drop("stranger"))
+	return c
+}
+
+// masqueradeChain gives pods' packets to outside the network the host's address.
+func masqueradeChain(f backend.Filter) nftChain {
+	c := nftChain{name: "postrouting", comment: "pods leave the network with the host's address", kind: "nat", hook: unix.NF_INET_POST_ROUTING, priority: srcnatPriority}
+	mark := binary.NativeEndian.AppendUint32(nil, markMasquerade)
+	c.add("kube-proxy masquerades these itself", match(meta(expr.MetaKeyMARK, reg1), mask(mark...), equal(mark...)), verdict(expr.VerdictReturn))
+	low, high := uint16(firstPort), uint16(lastPort)
+	if f.Port >= firstPort {
+		low, high = unprivilegedPort, f.Port-1
+	}
+	for _, fam := range familiesOf(f) {
+		pods := append(nfproto(fam.six), address(fam.six, true, reg1), inSet(backend.SetOwn+fam.digit))
+		to := address(fam.six, false, reg1)
+		c.add("never inside the network", pods, match(to, inSet(backend.SetPool+fam.digit)), verdict(expr.VerdictReturn))
+		c.add("nor to groups", pods, fam.toGroups, verdict(expr.VerdictReturn))
+		c.add("nor where --masq-exclude says", pods, match(to, inSet(backend.SetExclude+fam.digit)), verdict(expr.VerdictReturn))
+		c.add("never with the VXLAN port as source", pods, l4proto(unix.IPPROTO_UDP), match(
+			&expr.Immediate{Register: reg1, Data: be16(low)}, &expr.Immediate{Register: reg2, Data: be16(high)},
+			&expr.Masq{ToPorts: true, RegProtoMin: reg1, RegProtoMax: reg2, FullyRandom: true}))
+		c.add("", pods, match(&expr.Masq{FullyRandom: true}))
+	}
+	return c
+}
+
+// Offsets into frames and packets on the bridge.
+const (
+	atEtherSrc   = 6
+	atEtherType  = 12
+	atARPSrcMAC  = 8
+	atARPSrcIP   = 14
+	atICMPTarget = 8 // of neighbour messages (RFC 4861 section 4.3)
+	regMAC       = reg2
+	regAddr      = 14 // NFT_REG32_06: after 16 bytes of name and 6, rounded to 8, of MAC
+)
+
+// ICMPv6 types (RFC 4861 section 4).
+const (
+	typeRouterAdvert   = 134
+	typeNeighborAdvert = 136
+	typeRedirect       = 137
+)
+
+// bridgeChains are the chains of the table of family bridge: pods send only what is theirs.
+func bridgeChains(f backend.Filter) []nftChain {
+	c := nftChain{name: "prerouting", comment: "pods send only what is theirs", kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: rawPriority}
+	link, network, transport := expr.PayloadBaseLLHeader, expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader
+	ether := func(kind uint16) []expr.Any { return match(load(link, atEtherType, 2, reg1), equal(be16(kind)...)) }
+	port := meta(expr.MetaKeyIIFNAME, reg1)
+	mac := load(link, atEtherSrc, 6, regMAC)
+	icmp := func(kind byte) []expr.Any {
+		return append(append(ether(unix.ETH_P_IPV6), l4proto(unix.IPPROTO_ICMPV6)...), load(transport, 0, 1, reg1), equal(kind))
+	}
+	own := match(port, mac, inSet("macs"))
+	accept := verdict(expr.VerdictAccept)
+	c.add("ports that are no pod's, or too new to be listed", match(port, notIn("ports")), accept)
+	if f.Inner4 {
+		c.add("", ether(unix.ETH_P_IP), match(port, mac, load(network, 12, 4, regAddr), inSet("pods4")), accept)
+		c.add("both MACs and the address", ether(unix.ETH_P_ARP),
+			match(port, mac, load(network, atARPSrcIP, 4, regAddr), inSet("pods4")),
+			match(port, load(network, atARPSrcMAC, 6, regMAC), load(network, atARPSrcIP, 4, regAddr), inSet("pods4")), accept)
+		c.add("asks whether an address is free", ether(unix.ETH_P_ARP), match(load(network, atARPSrcIP, 4, reg1), equal(0, 0, 0, 0)),
+			own, match(port, load(network, atARPSrcMAC, 6, regMAC), inSet("macs")), accept)
+	}
+	if f.Inner6 {
+		c.add("no pod is a router", icmp(typeRouterAdvert), drop("router_advert"))
+		c.add("", icmp(typeRedirect), drop("router_advert"))
+		c.add("", icmp(typeNeighborAdvert), match(port, mac, load(transport, atICMPTarget, 16, regAddr), inSet("targets6")), accept)
+		c.add("its link-local address", icmp(typeNeighborAdvert), match(load(transport, atICMPTarget, 2, reg1), mask(0xff, 0xc0), equal(0xfe, 0x80)), own, accept)
+		c.add("", icmp(typeNeighborAdvert), drop("spoofed"))
+		c.add("", ether(unix.ETH_P_IPV6), match(port, mac, load(network, 8, 16, regAddr), inSet("pods6")), accept)
+		c.add("link-local, and before it has an address", ether(unix.ETH_P_IPV6),
+			match(load(network, 8, 16, reg1), mask(first16(0xff, 0xc0)...), equal(first16(0xfe, 0x80)...)), own, accept)
+		c.add("", ether(unix.ETH_P_IPV6), match(load(network, 8, 16, reg1), equal(first16()...)), own, accept)
+	} else {
+		c.add("the network has no IPv6", ether(unix.ETH_P_IPV6), verdict(expr.VerdictDrop))
+	}
+	c.add("anything else", drop("spoofed"))
+	return []nftChain{{name: settingsChain, comment: f.String()}, c}
+}
+
+// settingsChain holds no rule: its comment says what the table was made for.
+const settingsChain = "settings"
+
+func chainsOf(t backend.Table) []nftChain {
+	if t.Family == backend.FamilyBridge {
+		return bridgeChains(t.Filter)
+	}
+	return inetChains(t.Filter)
+}
+
+// nftCounter counts what is dropped for one reason.
+type nftCounter struct{ name, comment string }
+
+func countersOf(family string) []nftCounter {
+	if family == backend.FamilyBridge {
+		return []nftCounter{{"spoofed", "with an address or MAC that is not the pod's"}, {"router_advert", "router advertisements and redirects from pods"}}
+	}
+	return []nftCounter{
+		{"malformed", "VXLAN without VNI"}, {"not_unicast", "VXLAN with a broadcast or multicast inside"},
+		{"stranger", "VXLAN from a host without a lease, or with a source that is another's"}, {"pod_vxlan", "VXLAN from pods"},
+	}
+}
+
+// interval is the first and the last address of a prefix.
+func interval(p netip.Prefix) (first, last []byte) {
+	first = p.Masked().Addr().AsSlice()
+	last = p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(last)*8; i++ {
+		last[i/8] |= 0x80 >> (i % 8)
+	}
+	return first, last
+}
+
+func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
