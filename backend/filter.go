@@ -224,6 +224,9 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 		Bridge: h.Bridge, VNI: b.VNI, Port: b.Port, Inner4: p.config.IPv4.IsValid(), Inner6: p.config.IPv6.IsValid(),
 		Outer6: !h.Uplink.Addr.Is4(), Guard: h.Guard, Masquerade: h.Masquerade, AntiSpoof: h.AntiSpoof && h.Bridge != "",
 	}
+	if h.VXLAN == "" { // nothing of VXLAN to be filtered
+		f.VNI, f.Port = 0, 0
+	}
 	p.rows.Add(Table{Family: FamilyInet, Filter: f})
 	for _, pool := range p.config.Pools() {
 		p.rows.Add(Member{SetPool, pool.Network})

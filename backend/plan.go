@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/overlayd/overlayd/subnet"
@@ -41,6 +42,7 @@ type Uplink struct {
 	MTU    int        // bytes
 	Down   bool
 	OnLink []netip.Prefix // its connected prefixes
+	Routed []netip.Prefix // parts of those to which a route leads through a gateway: not neighbours after all
 
 	AcceptRA string // its IPv6 accept_ra: "" without IPv6
 }
@@ -74,6 +76,9 @@ func PodMTU(h Host, b subnet.Backend) int {
 	if b.MTU != 0 {
 		mtu = b.MTU
 	}
+	if b.Type != subnet.BackendVXLAN {
+		return mtu
+	}
 	if h.Uplink.Addr.Is4() {
 		return mtu - overhead4
 	}
@@ -87,7 +92,10 @@ func Plan(h Host, s subnet.Snapshot) State {
 	if !ok {
 		return State{}
 	}
-	p := planner{host: h, config: s.Config, rows: make(State, 16+4*len(s.Leases))}
+	if s.Config.Backend.Type != subnet.BackendVXLAN {
+		h.VXLAN, h.Guard = "", GuardOff
+	}
+	p := planner{host: h, config: s.Config, rows: make(State, 32+6*len(s.Leases))}
 	p.filter(own, s)
 	p.devices(own)
 	p.sysctls()
@@ -111,10 +119,8 @@ type planner struct {
 func (p *planner) devices(own subnet.Lease) {
 	b, h := p.config.Backend, p.host
 	mtu := PodMTU(h, b)
-	p.rows.Add(VXLAN{Name: h.VXLAN, VNI: b.VNI, Local: h.Uplink.Addr, Dev: h.Uplink.Name, Port: b.Port, MAC: own.MAC, MTU: mtu, Up: true})
-	for _, s := range own.Subnets() {
-		vtep := subnet.VTEP(s)
-		p.rows.Add(Addr{Dev: h.VXLAN, Prefix: netip.PrefixFrom(vtep, vtep.BitLen())})
+	if h.VXLAN != "" {
+		p.vxlan(own, mtu)
 	}
 	if h.Bridge == "" {
 		return
@@ -125,6 +131,15 @@ func (p *planner) devices(own subnet.Lease) {
 	}
 	for _, s := range own.Subnets() {
 		p.rows.Add(Addr{Dev: h.Bridge, Prefix: netip.PrefixFrom(subnet.Gateway(s), s.Bits())})
+	}
+}
+
+func (p *planner) vxlan(own subnet.Lease, mtu int) {
+	b, h := p.config.Backend, p.host
+	p.rows.Add(VXLAN{Name: h.VXLAN, VNI: b.VNI, Local: h.Uplink.Addr, Dev: h.Uplink.Name, Port: b.Port, MAC: own.MAC, MTU: mtu, Up: true})
+	for _, s := range own.Subnets() {
+		vtep := subnet.VTEP(s)
+		p.rows.Add(Addr{Dev: h.VXLAN, Prefix: netip.PrefixFrom(vtep, vtep.BitLen())})
 	}
 }
 
@@ -155,7 +170,9 @@ func (p *planner) sysctls4() {
 	}
 	// A process of a peer may speak to pods from its public address, to which the way back is not this device: strict
 	// reverse path filtering of all devices would drop that, the loose one (2) does not (ip-sysctl.rst, rp_filter).
-	p.rows.Add(Sysctl{"net/ipv4/conf/" + p.host.VXLAN + "/rp_filter", "2"})
+	if p.host.VXLAN != "" {
+		p.rows.Add(Sysctl{"net/ipv4/conf/" + p.host.VXLAN + "/rp_filter", "2"})
+	}
 }
 
 func (p *planner) sysctls6(inner6 bool) {
@@ -189,11 +206,10 @@ func (p *planner) sysctls6(inner6 bool) {
 func (p *planner) peer(l subnet.Lease) {
 	var tunnelled bool
 	for _, s := range l.Subnets() {
-		switch {
-		case p.covers(s):
-		case p.direct(s, l.PublicIP):
+		switch p.way(s, l.PublicIP) {
+		case wayDirect:
 			p.rows.Add(Route{Dst: s, Metric: metric(s), Via: l.PublicIP, Dev: p.host.Uplink.Name})
-		case l.PublicIP.Is4() == p.host.Uplink.Addr.Is4():
+		case wayTunnel:
 			p.tunnel(s, l.MAC)
 			tunnelled = true
 		}
@@ -201,6 +217,49 @@ func (p *planner) peer(l subnet.Lease) {
 	if tunnelled {
 		p.rows.Add(FDB{Dev: p.host.VXLAN, MAC: l.MAC, Dst: l.PublicIP})
 	}
+}
+
+// way is how packets get to a peer's subnet; the others are reasons why there is none.
+type way string
+
+const (
+	wayDirect way = "by a plain route"
+	wayTunnel way = "by VXLAN"
+	wayNone   way = "the backend alloc makes no routes"
+	wayCovers way = "it covers what this host reaches itself"
+	wayFamily way = "its public address is of the other family than the uplink's"
+	wayFar    way = "it is not on this host's link, and the backend host-gw reaches nobody else"
+)
+
+func (p *planner) way(s netip.Prefix, public netip.Addr) way {
+	kind := p.config.Backend.Type
+	switch {
+	case kind == subnet.BackendAlloc:
+		return wayNone
+	case p.covers(s):
+		return wayCovers
+	case (kind == subnet.BackendHostGW || p.config.Backend.DirectRouting) && s.Addr().Is4() == public.Is4() && p.neighbour(public):
+		return wayDirect
+	case kind == subnet.BackendHostGW:
+		return wayFar
+	case public.Is4() != p.host.Uplink.Addr.Is4():
+		return wayFamily
+	}
+	return wayTunnel
+}
+
+// Unreached names the peers' subnets to which there is no way, and says why.
+func Unreached(h Host, s subnet.Snapshot) []string {
+	p := planner{host: h, config: s.Config}
+	var all []string
+	for _, l := range s.Leases {
+		for _, sub := range l.Subnets() {
+			if w := p.way(sub, l.PublicIP); l.Node != h.Node && w != wayDirect && w != wayTunnel && w != wayNone {
+				all = append(all, fmt.Sprintf("%s of %s at %s cannot be reached: %s", sub, l.Owner(), l.PublicIP, w))
+			}
+		}
+	}
+	return all
 }
 
 func (p *planner) tunnel(s netip.Prefix, mac subnet.MAC) {
@@ -213,10 +272,12 @@ func (p *planner) tunnel(s netip.Prefix, mac subnet.MAC) {
 	p.rows.Add(Neigh{Dev: dev, IP: vtep, MAC: mac}, r)
 }
 
-// direct says whether a plain route does it: asked for, the peer is a neighbour on our link, and the families agree.
-func (p *planner) direct(s netip.Prefix, public netip.Addr) bool {
-	if !p.config.Backend.DirectRouting || s.Addr().Is4() != public.Is4() {
-		return false
+// neighbour says whether the address is on our link, with no router in between.
+func (p *planner) neighbour(public netip.Addr) bool {
+	for _, routed := range p.host.Uplink.Routed {
+		if routed.Contains(public) {
+			return false
+		}
 	}
 	for _, link := range p.host.Uplink.OnLink {
 		if link.Contains(public) {

@@ -49,6 +49,8 @@ type Reconciler struct {
 	report func(Pass)
 	kick   chan struct{}
 
+	held State // what was wanted and there after the last pass that found nothing to do: the loop's own
+
 	mu     sync.Mutex
 	want   *subnet.Snapshot
 	status Status
@@ -57,6 +59,7 @@ type Reconciler struct {
 // Pass is what one pass of the loop did.
 type Pass struct {
 	Made   []Change // in order
+	Mended []Change // those of Made that undo what somebody else did: the row was right before, or nobody wanted it
 	Status Status   // after it
 }
 
@@ -156,7 +159,7 @@ var errNotOurs = errors.New("the store has no lease of this node: nothing is cha
 // pass reads, plans, diffs and applies until a read finds nothing to do or nothing more can be done.
 func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 	start := time.Now()
-	var made []Change
+	var made, mended []Change
 	last := r.Status()
 	now := Status{Revision: want.Revision, Rows: last.Rows, Peers: last.Peers, Faults: last.Faults, Subnets: last.Subnets} // until it is read
 	for round := range rounds {
@@ -179,10 +182,16 @@ func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 		now.Rows, now.Peers, now.Subnets = len(rows), len(want.Leases)-1, own.Subnets()
 		now.Synced, now.Faults = len(changes) == 0, nil
 		if now.Synced {
+			r.held = rows
 			break
 		}
 		done, failed := apply(r.kernel, changes)
 		made = append(made, done...)
+		for _, c := range done {
+			if r.foreign(c) {
+				mended = append(mended, c)
+			}
+		}
 		if now.Faults = failed; len(done) == 0 {
 			break
 		}
@@ -193,7 +202,16 @@ func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 		}
 	}
 	now.Took = time.Since(start)
-	return Pass{Made: made, Status: r.record(now, start, len(made))}
+	return Pass{Made: made, Mended: mended, Status: r.record(now, start, len(made))}
+}
+
+// foreign says whether somebody else's hand made the change necessary.
+func (r *Reconciler) foreign(c Change) bool {
+	row := r.held[c.Row().key()]
+	if c.New == nil {
+		return r.held != nil && row == nil
+	}
+	return row == c.New
 }
 
 var errNotKept = errors.New("the kernel takes it and does not keep it: something else removes it")

@@ -41,12 +41,19 @@ func (c Config) Fits(l Lease) bool {
 
 // Backend says how packets travel between hosts.
 type Backend struct {
-	Type          string // always "vxlan"
+	Type          string // one of the Backend constants
 	VNI           uint32 // VXLAN network identifier, 1 to 16777215 (RFC 7348 section 5)
 	Port          uint16 // UDP destination port; 8472, as Linux and flannel have it, rather than IANA's 4789
 	DirectRouting bool   // reach peers on our own link by a plain route instead of VXLAN
 	MTU           int    // largest packet on the underlay in bytes, headers of VXLAN included; 0 takes the uplink's
 }
+
+// Types of a [Backend].
+const (
+	BackendVXLAN  = "vxlan"   // in VXLAN, or with DirectRouting plainly to peers on our link
+	BackendHostGW = "host-gw" // plainly, and only to peers on our link
+	BackendAlloc  = "alloc"   // the admin sees to it: only leases and bridges are made
+)
 
 const (
 	defaultVNI  = 1
@@ -138,9 +145,9 @@ func describeJSON(err error) error {
 
 func (raw rawConfig) backend() (Backend, error) {
 	r := raw.Backend
-	b := Backend{Type: "vxlan", VNI: defaultVNI, Port: defaultPort, DirectRouting: r.DirectRouting, MTU: r.MTU}
-	if r.Type != "" && !strings.EqualFold(r.Type, b.Type) {
-		return b, refuse("Backend.Type", r.Type, `"vxlan"`)
+	b := Backend{Type: cmp.Or(strings.ToLower(r.Type), BackendVXLAN), VNI: defaultVNI, Port: defaultPort, DirectRouting: r.DirectRouting, MTU: r.MTU}
+	if b.Type != BackendVXLAN && b.Type != BackendHostGW && b.Type != BackendAlloc {
+		return b, refuse("Backend.Type", r.Type, `"vxlan", "host-gw" or "alloc"`)
 	}
 	if r.VNI != nil {
 		if *r.VNI < 1 || *r.VNI > maxVNI {

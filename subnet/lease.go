@@ -17,7 +17,7 @@ type Lease struct {
 	Subnet6  netip.Prefix // IPv6; likewise
 	PublicIP netip.Addr   // where peers send VXLAN to, IPv4 or IPv6
 	MAC      MAC          // of the VXLAN device
-	Backend  string       // "vxlan"
+	Backend  string       // its [Backend]'s type
 	Created  int64        // store revision at which the lease came to be: smaller is older
 }
 
@@ -138,6 +138,9 @@ func (s Snapshot) Admits(c Config) error {
 	if len(s.Leases) == 0 {
 		return nil
 	}
+	if was := s.Config.Backend; was.Type != c.Backend.Type {
+		return fmt.Errorf("backend %s cannot become %s while %d hosts have leases", was.Type, c.Backend.Type, len(s.Leases))
+	}
 	if was := s.Config.Backend; was.VNI != c.Backend.VNI || was.Port != c.Backend.Port {
 		return fmt.Errorf("VNI %d and port %d cannot become %d and %d while %d hosts have leases",
 			was.VNI, was.Port, c.Backend.VNI, c.Backend.Port, len(s.Leases))
@@ -157,7 +160,7 @@ func (s Snapshot) Overlapping(subnets ...netip.Prefix) (string, bool) {
 			}
 		}
 		for _, k := range s.Skipped {
-			if slices.ContainsFunc(k.Subnets, p.Overlaps) {
+			if slices.ContainsFunc(k.Subnets, func(q netip.Prefix) bool { return s.Config.holds(q) && q.Overlaps(p) }) {
 				return "the record " + k.Key, true
 			}
 		}

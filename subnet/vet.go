@@ -33,7 +33,9 @@ func (v *vetter) admit(l Lease) (Reason, string) {
 		v.nodes[l.Node] = l.Subnets()[0]
 	}
 	v.ips[l.PublicIP] = l.Owner()
-	v.macs[l.MAC] = l.Owner()
+	if v.config.Backend.Type == BackendVXLAN {
+		v.macs[l.MAC] = l.Owner()
+	}
 	return "", ""
 }
 
@@ -42,14 +44,14 @@ func (v *vetter) wellFormed(l Lease) (Reason, string) {
 		return ReasonOutside, "no subnet"
 	}
 	for _, s := range l.Subnets() {
-		if !v.config.IPv4.Contains(s) && !v.config.IPv6.Contains(s) {
+		if !v.config.pool(s).Contains(s) {
 			return ReasonOutside, fmt.Sprintf("%s is outside the network %s", s, v.config.networks())
 		}
-		if f := familyOf(s); s.Bits() > f.maxLen || s.Bits() <= v.config.pool(s).Network.Bits() {
+		if f := familyOf(s); s.Bits() > f.maxLen || !v.config.holds(s) {
 			return ReasonOutside, fmt.Sprintf("%s is not the size of a host's subnet", s)
 		}
 	}
-	if !l.MAC.IsUnicast() {
+	if v.config.Backend.Type == BackendVXLAN && !l.MAC.IsUnicast() {
 		return ReasonMAC, fmt.Sprintf("MAC %s is not a unicast address", l.MAC)
 	}
 	if ip := l.PublicIP; !ip.IsGlobalUnicast() || ip.Is4In6() {
@@ -87,6 +89,13 @@ func (c Config) pool(s netip.Prefix) Pool {
 		return c.IPv4
 	}
 	return c.IPv6
+}
+
+// holds says whether s can be a host's part of a pool. What covers a whole pool is nobody's: one such record must not keep
+// everybody out.
+func (c Config) holds(s netip.Prefix) bool {
+	p := c.pool(s)
+	return p.Contains(s) && s.Bits() > p.Network.Bits()
 }
 
 func (c Config) networks() string {

@@ -154,6 +154,9 @@ func (k *Kernel) read() (backend.Host, backend.State, error) {
 	if !o.NoUplink {
 		h.Uplink, h.Gateways, err = k.uplink(m)
 	}
+	if err == nil && !o.NoUplink {
+		err = k.readPaths(m, &h)
+	}
 	m.readSysctls(h.Uplink.Name, s)
 	h.Uplink.AcceptRA = sysctl("net/ipv6/conf/" + h.Uplink.Name + "/accept_ra")
 	return h, s, err

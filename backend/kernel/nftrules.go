@@ -186,10 +186,12 @@ func inetChains(f backend.Filter) []nftChain {
 		input.add("", ourVXLAN(f), jump("guard"))
 		noVXLANFromPods(&before, f)
 	}
-	untracked := match(&expr.Notrack{})
-	before.add("outer packets are not tracked", ourVXLAN(f), toUs(), untracked)
-	output.add("outer packets are not tracked", ourVXLAN(f), untracked)
-	chains = append(chains, input, before, output)
+	if f.Port != 0 {
+		untracked := match(&expr.Notrack{})
+		before.add("outer packets are not tracked", ourVXLAN(f), toUs(), untracked)
+		output.add("outer packets are not tracked", ourVXLAN(f), untracked)
+		chains = append(chains, input, before, output)
+	}
 	if f.Masquerade {
 		chains = append(chains, masqueradeChain(f))
 	}
@@ -252,6 +254,10 @@ func masqueradeChain(f backend.Filter) nftChain {
 		c.add("never inside the network", pods, match(to, inSet(backend.SetPool+fam.digit)), verdict(expr.VerdictReturn))
 		c.add("nor to groups", pods, fam.toGroups, verdict(expr.VerdictReturn))
 		c.add("nor where --masq-exclude says", pods, match(to, inSet(backend.SetExclude+fam.digit)), verdict(expr.VerdictReturn))
+		if f.Port == 0 {
+			c.add("", pods, match(&expr.Masq{FullyRandom: true}))
+			continue
+		}
 		c.add("never with the VXLAN port as source", pods, l4proto(unix.IPPROTO_UDP), match(
 			&expr.Immediate{Register: reg1, Data: be16(low)}, &expr.Immediate{Register: reg2, Data: be16(high)},
 			&expr.Masq{ToPorts: true, RegProtoMin: reg1, RegProtoMax: reg2, FullyRandom: true}))

@@ -157,7 +157,9 @@ func (s *session) follow(ctx context.Context) error {
 		}
 	}
 	b := &belief{grace: o.massGrace, settled: s.saved, tell: func(n subnet.Snapshot) {
-		n = w.own(n)
+		if n = w.own(n); !w.agrees(n.Config) {
+			return
+		}
 		w.heard(n)
 		loop.Want(n)
 	}}

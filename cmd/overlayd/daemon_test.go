@@ -95,7 +95,6 @@ func TestThePasswordIsInNoErrorText(t *testing.T) {
 		"file as config": {"config", "set", file, "--etcd-endpoints", etcdURL},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			err := run(t.Context(), append(args, login...), noEnv, &strings.Builder{})
 			if err == nil || strings.Contains(err.Error(), password) {
 				t.Errorf("overlayd %q says: %v\nwant an error without the password", args, err)

@@ -131,7 +131,9 @@ func (h *holder) recover(ctx context.Context) error {
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case !errors.Is(err, etcd.ErrLost):
+		case errors.Is(err, etcd.ErrLost):
+			h.witness.trouble(nil)
+		default:
 			h.witness.trouble(etcd.Cause(err))
 		}
 	}
@@ -166,6 +168,7 @@ func (w *witness) lost(l subnet.Lease, err error) {
 	defer w.mu.Unlock()
 	w.claim, w.former = nil, l
 	w.fenced.set(err)
+	w.store.set(nil) // it has just said so
 	w.writeFiles()
 	klog.Errorf("lease: %v: pods here reach each other and no other host; another subnet is taken when the last of them has gone, or at once with --allow-resubnet", err)
 }

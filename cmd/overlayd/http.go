@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,6 +46,7 @@ type report struct {
 
 	SkippedBy       map[subnet.Reason]int `json:"skippedBy,omitempty"` // all, by reason
 	Repairs         map[string]int        `json:"repairs,omitempty"`   // rows that somebody else had changed, by kind
+	Dropped         map[string]uint64     `json:"dropped,omitempty"`   // packets that our rules dropped, by reason
 	StoreUp         bool                  `json:"storeUp"`
 	TLSReloadErrors int                   `json:"tlsReloadErrors"`
 	TLSExpires      time.Time             `json:"tlsExpires,omitzero"`
@@ -60,7 +63,7 @@ func (w *witness) report() report {
 		Release: release, Node: w.options.node, PID: os.Getpid(), Started: w.started,
 		Uplink: w.host.Uplink.Name, Local: w.host.Uplink.Addr, VXLAN: w.host.VXLAN, Bridge: w.options.bridge,
 		Pods: len(w.host.Pods), Missing: len(w.last.Missing), Kernel: w.loop, SkippedBy: map[subnet.Reason]int{},
-		Repairs: maps.Clone(w.repairs), StoreUp: w.store.Why == "", TLSReloadErrors: w.security.ReloadErrors, TLSExpires: w.security.Expires,
+		Repairs: maps.Clone(w.repairs), StoreUp: w.store.Why == "", Dropped: w.host.Dropped, TLSReloadErrors: w.security.ReloadErrors, TLSExpires: w.security.Expires,
 	}
 	r.Skipped = w.last.Skipped[:min(len(w.last.Skipped), mostListed)]
 	for _, k := range w.last.Skipped {
@@ -115,6 +118,9 @@ func (w *witness) reportFaults(r *report) {
 	if w.host.Uplink.Down {
 		r.notReady("uplink %s is down", w.host.Uplink.Name)
 	}
+	if w.apart.Why != "" {
+		r.notReady("since %s: %s", w.apart.Since.Format(time.TimeOnly), w.apart.Why)
+	}
 	for _, k := range w.last.Skipped {
 		if k.Reason == subnet.ReasonConfig {
 			r.notReady("%s: set the former one again (overlayd config set), or restart overlayd on every host to follow it", k.Detail)
@@ -122,20 +128,68 @@ func (w *witness) reportFaults(r *report) {
 	}
 }
 
+// configKey is what the store calls the network's configuration among the records that it skips.
+const configKey = "config"
+
 // reportDegraded says what does not work and does not keep pods from talking.
 func (w *witness) reportDegraded(r *report) {
 	if r.Missing > 0 {
 		r.Degraded = append(r.Degraded, fmt.Sprintf("%d leases vanished from the store at once: their rows stay until %s if they do not come back",
 			r.Missing, w.last.Missing[0].Since.Add(w.options.massGrace).Format(time.TimeOnly)))
 	}
+	for _, k := range w.last.Skipped {
+		if k.Key == configKey && k.Reason == subnet.ReasonValue {
+			r.Degraded = append(r.Degraded, "configuration: "+k.Detail)
+		}
+	}
 	r.degraded("lease", w.unlisted)
 	r.degraded("store", w.store)
 	r.degraded("certificates", w.tls)
 	r.degraded("certificates", w.expiry)
 	r.degraded("node file", w.files)
+	r.Degraded = append(r.Degraded, backend.Unreached(w.host, w.last)...)
+	for _, c := range w.host.Drops {
+		if !c.Iptables {
+			r.Degraded = append(r.Degraded, blocked(c, w.options.bridge))
+		}
+	}
+	if n := w.smallPods(); n != "" {
+		r.Degraded = append(r.Degraded, n)
+	}
+	for _, p := range w.host.PathMTU {
+		if p.MTU < w.host.Uplink.MTU && w.isPeer(p.To) {
+			r.Degraded = append(r.Degraded, fmt.Sprintf("the way to %s takes only packets of %d bytes: larger ones are told to be too big", p.To, p.MTU))
+		}
+	}
 	if w.weak != "" {
 		r.Degraded = append(r.Degraded, "store: "+w.weak+" (--allow-old-etcd if you know)")
 	}
+}
+
+// blocked says which chain stands in the way, and what opens it: a rule of ours in somebody's table would not be ours to keep.
+func blocked(c backend.Chain, bridge string) string {
+	return fmt.Sprintf("nft chain %s drops what it forwards and does not accept; if pods are cut off: "+
+		"nft insert rule %s iifname %s accept; nft insert rule %s oifname %s accept", c, c, bridge, c, bridge)
+}
+
+// smallPods names pods whose MTU is not the network's: they were attached before it changed.
+func (w *witness) smallPods() string {
+	want := backend.PodMTU(w.host, w.last.Config.Backend)
+	var other []string
+	for _, p := range w.host.Pods {
+		if p.MTU > want && want > 0 {
+			other = append(other, p.Link)
+		}
+	}
+	if len(other) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d pods were attached with a larger MTU than %d, which is the network's now: %s; start them anew",
+		len(other), want, strings.Join(other[:min(len(other), mostSkipped)], " "))
+}
+
+func (w *witness) isPeer(a netip.Addr) bool {
+	return slices.ContainsFunc(w.last.Leases, func(l subnet.Lease) bool { return l.PublicIP == a })
 }
 
 // plan is what the kernel should hold now.

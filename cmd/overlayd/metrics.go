@@ -44,6 +44,7 @@ func newMetrics(w *witness) *metrics {
 		{"pass_duration_seconds", "duration of the last pass", ""},
 		{"changes_total", "rows made, altered or removed", ""},
 		{"repairs_total", "rows that somebody else had changed and that were put right", "kind"},
+		{"dropped_packets_total", "packets that overlayd's rules dropped", "reason"},
 		{"faults", "rows that differ from what is wanted and could not be put right", ""},
 		{"rows", "rows that the kernel should hold", ""},
 	} {
@@ -97,6 +98,9 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	count("changes_total", r.Kernel.Made)
 	for _, kind := range backend.Kinds() {
 		count("repairs_total", r.Repairs[kind], kind)
+	}
+	for reason, packets := range r.Dropped {
+		tell(prometheus.CounterValue, "dropped_packets_total", float64(packets), reason)
 	}
 	gauge("faults", float64(len(r.Kernel.Faults)))
 	gauge("rows", float64(r.Kernel.Rows))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,6 +45,12 @@ type options struct {
 	json, force                 bool
 	onlyReservation, onlyLease  bool
 	allowResubnet, allowOldEtcd bool
+
+	guard       string
+	masquerade  bool
+	masqExclude []string
+	exclude     []netip.Prefix // masqExclude, none overlapping another
+	antispoof   bool
 
 	choice backend.Choice // of the uplink, from the flags above
 }
@@ -93,6 +101,11 @@ func (o *options) groups() []*pflag.FlagSet {
 	devices := group(groupDevices)
 	devices.StringVar(&o.bridge, "bridge", "ovl0", "`name` of the bridge for pods; none if you bring your own (docker --bip, flannel's plugin)")
 	devices.StringVar(&o.vxlanName, "vxlan-name", "", "`name` of the VXLAN device (default: overlay.<VNI>)")
+	devices.BoolVar(&o.masquerade, "ip-masq", true, "give pods' packets to outside the network this host's address")
+	devices.StringSliceVar(&o.masqExclude, "masq-exclude", nil, "`prefixes` outside the network to which pods' packets keep their own addresses")
+	devices.StringVar(&o.guard, "guard", string(backend.GuardFull), "VXLAN is accepted: full: of each host with a lease, with that host's sources inside;\n"+
+		"vtep: of each host with a lease; off: of anybody (`mode`)")
+	devices.BoolVar(&o.antispoof, "antispoof", true, "let pods send only with the addresses and the MAC that they were given")
 	devices.StringVar(&o.runDir, "run-dir", "/run/overlayd", "`directory` for node.json, subnet.env, the lock and the socket")
 	devices.StringVar(&o.stateDir, "state-dir", "/var/lib/overlayd", "`directory` for what outlives a reboot")
 
@@ -172,7 +185,33 @@ func (o *options) check() error {
 	if err := verbosity.Set("v", strconv.Itoa(o.verbosity)); err != nil {
 		return err
 	}
+	if err := o.checkFilter(); err != nil {
+		return err
+	}
 	return o.checkUplink()
+}
+
+func (o *options) checkFilter() error {
+	switch backend.Guard(o.guard) {
+	case backend.GuardFull, backend.GuardVTEP, backend.GuardOff:
+	default:
+		return fmt.Errorf("--guard %q: want full, vtep or off", o.guard)
+	}
+	var all []netip.Prefix
+	for _, text := range o.masqExclude {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p != p.Masked() {
+			return fmt.Errorf("--masq-exclude %q: want a prefix without host bits, such as 192.0.2.0/24", text)
+		}
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int { return cmp.Compare(a.Bits(), b.Bits()) }) // the wider first
+	for _, p := range all {
+		if !slices.ContainsFunc(o.exclude, p.Overlaps) {
+			o.exclude = append(o.exclude, p)
+		}
+	}
+	return nil
 }
 
 func (o *options) checkUplink() (err error) {
@@ -208,7 +247,10 @@ func checkDevice(flag, name string) error {
 
 // kernel returns the kernel's options for a network with the given VNI; 0 when it is not known.
 func (o *options) kernel(vni uint32) kernel.Options {
-	k := kernel.Options{Node: o.node, VXLAN: o.vxlanName, Bridge: o.bridge, Choice: o.choice}
+	k := kernel.Options{
+		Node: o.node, VXLAN: o.vxlanName, Bridge: o.bridge, Choice: o.choice,
+		Guard: backend.Guard(o.guard), Masquerade: o.masquerade, Exclude: o.exclude, AntiSpoof: o.antispoof,
+	}
 	if k.VXLAN == "" && vni != 0 {
 		k.VXLAN = kernel.DefaultVXLANName(vni)
 	}

@@ -31,6 +31,7 @@ type witness struct {
 	former   subnet.Lease // while there is no claim: the saved one, or the one that was lost
 	last     subnet.Snapshot
 	unsaved  chan struct{} // the network has changed since it was saved
+	retold   bool          // what is believed has changed, and the store's revision has not
 	loop     backend.Status
 	repairs  map[string]int // rows that somebody else had changed, by kind
 	weak     string         // what is known against the etcd servers
@@ -38,6 +39,7 @@ type witness struct {
 	ready    bool           // systemd has been told
 	store    fault          // etcd
 	fenced   fault          // the subnet is somebody else's
+	apart    fault          // the configuration was changed to one that takes from this host what it needs
 	unlisted fault          // the store does not show our lease as one that peers can use
 	files    fault          // the node file cannot be written
 	tls      fault          // certificates on disk are not in use
@@ -107,6 +109,21 @@ func (w *witness) lease() (l subnet.Lease, deadline time.Duration, ok bool) {
 	return w.former, 0, w.former.Node != ""
 }
 
+// agrees says whether this host can follow a configuration: one that was changed may take away what the host needs. Then
+// the network stays as it was.
+func (w *witness) agrees(c subnet.Config) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var err error
+	if c != w.last.Config && len(w.last.Config.Pools()) > 0 { // the first one was looked at before
+		err = w.options.apart(c, w.host)
+	}
+	if w.apart.set(err) && err != nil {
+		klog.Errorf("configuration: %v: nothing is changed", err)
+	}
+	return err == nil
+}
+
 func (w *witness) heard(s subnet.Snapshot) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -122,6 +139,7 @@ func (w *witness) heard(s subnet.Snapshot) {
 		}
 		klog.Warningf("skipped %s: %s: %s", k.Key, k.Reason, k.Detail)
 	}
+	w.retold = w.retold || s.Revision == w.last.Revision && !slices.Equal(s.Leases, w.last.Leases)
 	w.last = s
 	select {
 	case w.unsaved <- struct{}{}:
@@ -181,18 +199,17 @@ const most = 20
 
 // tell logs a pass that changed something, and faults when they come and go.
 func (w *witness) tell(p backend.Pass) {
-	verb := ""
-	foreign := w.loop.Synced && w.loop.Revision == p.Status.Revision // the network is the same: somebody else changed the kernel
-	if foreign {
-		verb = "mended: "
-		for _, c := range p.Made {
-			w.repairs[backend.Kind(c.Row())]++
-		}
+	for _, c := range p.Mended {
+		w.repairs[backend.Kind(c.Row())]++
 	}
 	for i, c := range p.Made {
 		if i == most {
 			klog.Infof("... and %d more (overlayd plan shows all rows)", len(p.Made)-most)
 			break
+		}
+		verb := ""
+		if slices.Contains(p.Mended, c) {
+			verb = "mended: "
 		}
 		klog.Infof("%s%s", verb, c)
 	}
