@@ -105,7 +105,7 @@ func (k *Kernel) acceptRequests(a backend.Accept, add bool) ([]*nl.NetlinkReques
 		if a.In {
 			key = expr.MetaKeyIIFNAME
 		}
-		rule := nftRule{comment: acceptComment, exprs: match(meta(key, reg1), equal(append([]byte(a.Dev), 0)...), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})}
+		rule := nftRule{comment: acceptComment, exprs: match(meta(key), equal(append([]byte(a.Dev), 0)...), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept})}
 		req, err := ruleRequest(a.Chain.Family, a.Chain.Table, a.Chain.Name, rule, true)
 		return []*nl.NetlinkRequest{req}, err
 	}

@@ -68,7 +68,7 @@ const (
 	ifnamsz = unix.IFNAMSIZ
 )
 
-func meta(key expr.MetaKey, reg uint32) expr.Any { return &expr.Meta{Key: key, Register: reg} }
+func meta(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: reg1} }
 
 func load(base expr.PayloadBase, offset, length, reg uint32) expr.Any {
 	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
@@ -112,31 +112,31 @@ func name16(name string) []byte {
 }
 
 func iifname(name string) []expr.Any {
-	return match(meta(expr.MetaKeyIIFNAME, reg1), equal(name16(name)...))
+	return match(meta(expr.MetaKeyIIFNAME), equal(name16(name)...))
 }
 
 func nfproto(six bool) []expr.Any {
 	if six {
-		return match(meta(expr.MetaKeyNFPROTO, reg1), equal(unix.NFPROTO_IPV6))
+		return match(meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV6))
 	}
-	return match(meta(expr.MetaKeyNFPROTO, reg1), equal(unix.NFPROTO_IPV4))
+	return match(meta(expr.MetaKeyNFPROTO), equal(unix.NFPROTO_IPV4))
 }
 
 func l4proto(protocol byte) []expr.Any {
-	return match(meta(expr.MetaKeyL4PROTO, reg1), equal(protocol))
+	return match(meta(expr.MetaKeyL4PROTO), equal(protocol))
 }
 
 // address loads the source or destination address of the packet.
-func address(six, source bool, reg uint32) expr.Any {
+func address(six, source bool) expr.Any {
 	switch {
 	case six && source:
-		return load(expr.PayloadBaseNetworkHeader, 8, 16, reg)
+		return load(expr.PayloadBaseNetworkHeader, 8, 16, reg1)
 	case six:
-		return load(expr.PayloadBaseNetworkHeader, 24, 16, reg)
+		return load(expr.PayloadBaseNetworkHeader, 24, 16, reg1)
 	case source:
-		return load(expr.PayloadBaseNetworkHeader, 12, 4, reg)
+		return load(expr.PayloadBaseNetworkHeader, 12, 4, reg1)
 	}
-	return load(expr.PayloadBaseNetworkHeader, 16, 4, reg)
+	return load(expr.PayloadBaseNetworkHeader, 16, 4, reg1)
 }
 
 // ourVXLAN matches packets of our VNI to our port.
@@ -163,7 +163,7 @@ type family struct {
 func familiesOf(f backend.Filter) []family {
 	var all []family
 	if f.Inner4 {
-		groups := match(address(false, false, reg1), mask(0xf0, 0, 0, 0), equal(0xe0, 0, 0, 0))
+		groups := match(address(false, false), mask(0xf0, 0, 0, 0), equal(0xe0, 0, 0, 0))
 		all = append(all, family{digit: "4", etherType: unix.ETH_P_IP, toGroups: groups})
 	}
 	if f.Inner6 {
@@ -205,7 +205,7 @@ func noVXLANFromPods(c *nftChain, f backend.Filter) {
 		return
 	}
 	for _, fam := range familiesOf(f) {
-		c.add("pods send no VXLAN of this network", nfproto(fam.six), match(address(fam.six, true, reg1), inSet(backend.SetOwn+fam.digit)), ourVXLAN(f), drop("pod_vxlan"))
+		c.add("pods send no VXLAN of this network", nfproto(fam.six), match(address(fam.six, true), inSet(backend.SetOwn+fam.digit)), ourVXLAN(f), drop("pod_vxlan"))
 	}
 }
 
@@ -220,7 +220,7 @@ func guardChain(f backend.Filter) nftChain {
 		if f.Outer6 {
 			outer = "6"
 		}
-		c.add("from a host with a lease", nfproto(f.Outer6), match(address(f.Outer6, true, reg1), inSet(backend.SetVTEPs+outer)), verdict(expr.VerdictAccept))
+		c.add("from a host with a lease", nfproto(f.Outer6), match(address(f.Outer6, true), inSet(backend.SetVTEPs+outer)), verdict(expr.VerdictAccept))
 	} else {
 		for _, fam := range familiesOf(f) {
 			second := uint32(reg32 + 1) // after four bytes
@@ -232,7 +232,7 @@ func guardChain(f backend.Filter) nftChain {
 				source = load(udp, atInnerSrc6, 16, second)
 			}
 			c.add("from the host that has this source", match(load(udp, atInnerType, 2, reg1), equal(be16(fam.etherType)...)),
-				nfproto(f.Outer6), match(address(f.Outer6, true, reg1), source, inSet("peers"+fam.digit)), verdict(expr.VerdictAccept))
+				nfproto(f.Outer6), match(address(f.Outer6, true), source, inSet("peers"+fam.digit)), verdict(expr.VerdictAccept))
 		}
 	}
 	c.add("from anybody else", drop("stranger"))
@@ -243,14 +243,14 @@ func guardChain(f backend.Filter) nftChain {
 func masqueradeChain(f backend.Filter) nftChain {
 	c := nftChain{name: "postrouting", comment: "pods leave the network with the host's address", kind: "nat", hook: unix.NF_INET_POST_ROUTING, priority: srcnatPriority}
 	mark := binary.NativeEndian.AppendUint32(nil, markMasquerade)
-	c.add("kube-proxy masquerades these itself", match(meta(expr.MetaKeyMARK, reg1), mask(mark...), equal(mark...)), verdict(expr.VerdictReturn))
+	c.add("kube-proxy masquerades these itself", match(meta(expr.MetaKeyMARK), mask(mark...), equal(mark...)), verdict(expr.VerdictReturn))
 	low, high := uint16(firstPort), uint16(lastPort)
 	if f.Port >= firstPort {
 		low, high = unprivilegedPort, f.Port-1
 	}
 	for _, fam := range familiesOf(f) {
-		pods := append(nfproto(fam.six), address(fam.six, true, reg1), inSet(backend.SetOwn+fam.digit))
-		to := address(fam.six, false, reg1)
+		pods := append(nfproto(fam.six), address(fam.six, true), inSet(backend.SetOwn+fam.digit))
+		to := address(fam.six, false)
 		c.add("never inside the network", pods, match(to, inSet(backend.SetPool+fam.digit)), verdict(expr.VerdictReturn))
 		c.add("nor to groups", pods, fam.toGroups, verdict(expr.VerdictReturn))
 		c.add("nor where --masq-exclude says", pods, match(to, inSet(backend.SetExclude+fam.digit)), verdict(expr.VerdictReturn))
@@ -289,7 +289,7 @@ func bridgeChains(f backend.Filter) []nftChain {
 	c := nftChain{name: "prerouting", comment: "pods send only what is theirs", kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: rawPriority}
 	link, network, transport := expr.PayloadBaseLLHeader, expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader
 	ether := func(kind uint16) []expr.Any { return match(load(link, atEtherType, 2, reg1), equal(be16(kind)...)) }
-	port := meta(expr.MetaKeyIIFNAME, reg1)
+	port := meta(expr.MetaKeyIIFNAME)
 	mac := load(link, atEtherSrc, 6, regMAC)
 	icmp := func(kind byte) []expr.Any {
 		return append(append(ether(unix.ETH_P_IPV6), l4proto(unix.IPPROTO_ICMPV6)...), load(transport, 0, 1, reg1), equal(kind))

@@ -211,8 +211,8 @@ func (k *Kernel) tableRequests(t backend.Table) ([]*nl.NetlinkRequest, error) {
 		return nil, err
 	}
 	var reqs []*nl.NetlinkRequest
-	about := func(kind, flags int, name int, value string) {
-		req := nftRequest(kind, flags, t.Family, backend.TableName)
+	remove := func(kind, name int, value string) {
+		req := nftRequest(kind, 0, t.Family, backend.TableName)
 		if value != "" {
 			req.AddData(text(name, value))
 		}
@@ -224,9 +224,9 @@ func (k *Kernel) tableRequests(t backend.Table) ([]*nl.NetlinkRequest, error) {
 		table.AddData(nl.NewRtAttr(userData, comment("made by overlayd, which undoes what is changed here")))
 		reqs = append(reqs, table)
 	} else {
-		about(unix.NFT_MSG_DELRULE, 0, 0, "")
+		remove(unix.NFT_MSG_DELRULE, 0, "")
 		for _, c := range have.chains {
-			about(unix.NFT_MSG_DELCHAIN, 0, unix.NFTA_CHAIN_NAME, c.name)
+			remove(unix.NFT_MSG_DELCHAIN, unix.NFTA_CHAIN_NAME, c.name)
 		}
 	}
 	wanted := map[string]bool{}
@@ -237,13 +237,13 @@ func (k *Kernel) tableRequests(t backend.Table) ([]*nl.NetlinkRequest, error) {
 			continue
 		}
 		if there {
-			about(unix.NFT_MSG_DELSET, 0, unix.NFTA_SET_NAME, s.name)
+			remove(unix.NFT_MSG_DELSET, unix.NFTA_SET_NAME, s.name)
 		}
 		reqs = append(reqs, setRequest(t.Family, s, uint32(i+1)))
 	}
 	for name := range have.sets {
 		if !wanted[name] {
-			about(unix.NFT_MSG_DELSET, 0, unix.NFTA_SET_NAME, name)
+			remove(unix.NFT_MSG_DELSET, unix.NFTA_SET_NAME, name)
 		}
 	}
 	for _, c := range countersOf(t.Family) {
