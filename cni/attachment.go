@@ -8,13 +8,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
-	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -44,67 +41,27 @@ func newAttachment(network string, args *skel.CmdArgs) attachment {
 
 const maxAlias = 255 // IFALIASZ - 1
 
-// attach makes the pod's interface. The last step commits: a link without an alias is an ADD that did not end.
-func (a attachment) attach(node subnet.NodeFile, p *pod) (_ *current.Result, err error) {
-	if len(a.alias) > maxAlias {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("network name and container ID have %d bytes together, more than %d", len(a.alias), maxAlias), "")
-	}
-	bridge, err := netlink.LinkByName(node.Bridge)
-	if err != nil || bridge.Attrs().Name != node.Bridge {
-		return nil, types.NewError(types.ErrTryAgainLater, "bridge "+node.Bridge+" does not exist: overlayd makes it", "see: systemctl status overlayd; overlayd status")
-	}
-	host, err := a.makeLink(node, bridge, p)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, removed(netlink.LinkDel(host)))
-		}
-	}()
-	addrs, err := a.claim(host, node)
-	if err != nil {
-		return nil, err
-	}
-	mac := subnet.AddrMAC(addrs[0])
-	if err := p.do(func(h *netlink.Handle) error { return a.configure(h, node, addrs, mac) }); err != nil {
-		return nil, fmt.Errorf("%s in %s: %w", a.ifname, p.path, err)
-	}
-	for _, l := range []netlink.Link{host, bridge} { // the first pod brings the bridge's own carrier
-		if err := awaitCarrier(l); err != nil {
-			return nil, err
-		}
-	}
-	if err := netlink.LinkSetHairpin(host, true); err != nil { // a pod reaches itself through its own service
-		return nil, fmt.Errorf("hairpin of %s: %w", a.link, err)
-	}
-	if err := netlink.LinkSetAlias(host, a.alias); err != nil {
-		return nil, fmt.Errorf("alias of %s: %w", a.link, err)
-	}
-	return a.result(node, bridge, host, p, addrs, mac), nil
-}
-
 // makeLink makes the pair of devices, the pod's side in the pod at once. The rest of an ADD that was cut off is replaced.
-func (a attachment) makeLink(node subnet.NodeFile, bridge netlink.Link, p *pod) (netlink.Link, error) {
+func (j *job) makeLink() (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = a.link, node.MTU, bridge.Attrs().Index, net.FlagUp
-	attrs.HardwareAddr = net.HardwareAddr{0x0e, a.sum[0], a.sum[1], a.sum[2], a.sum[3], a.sum[4]} // given now, udev leaves it alone
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: a.ifname, PeerMTU: uint32(node.MTU), PeerNamespace: netlink.NsFd(p.file.Fd())}
+	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = j.link, j.mtu, j.bridge.Attrs().Index, net.FlagUp
+	attrs.HardwareAddr = net.HardwareAddr{0x0e, j.sum[0], j.sum[1], j.sum[2], j.sum[3], j.sum[4]} // given now, udev leaves it alone
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: j.ifname, PeerMTU: uint32(j.mtu), PeerNamespace: netlink.NsFd(j.pod.file.Fd())}
 	err := netlink.LinkAdd(veth)
 	if errors.Is(err, unix.EEXIST) {
-		if err = a.clear(); err != nil {
+		if err = j.clear(); err != nil {
 			return nil, err
 		}
 		err = netlink.LinkAdd(veth)
 	}
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		if l, lookup := netlink.LinkByName(a.link); lookup == nil {
-			return nil, fmt.Errorf("the %s device %s has the name %s: remove it", l.Type(), l.Attrs().Name, a.link)
+		if l, lookup := netlink.LinkByName(j.link); lookup == nil {
+			return nil, fmt.Errorf("the %s device %s has the name %s: remove it", l.Type(), l.Attrs().Name, j.link)
 		}
-		return nil, fmt.Errorf("%s already has an interface %s", p.path, a.ifname)
+		return nil, fmt.Errorf("%s already has an interface %s", j.pod.path, j.ifname)
 	case err != nil:
-		return nil, errors.Join(fmt.Errorf("make %s: %w", a.link, err), a.clear())
+		return nil, errors.Join(fmt.Errorf("make %s: %w", j.link, err), j.clear())
 	}
 	return veth, nil
 }
@@ -119,7 +76,7 @@ func (a attachment) clear() error {
 	case "":
 		return removed(netlink.LinkDel(l))
 	case a.alias:
-		return fmt.Errorf("%s is attached already, as %s", a.alias, a.link)
+		return types.NewError(codeAttached, fmt.Sprintf("%s is attached already, as %s", a.alias, a.link), "")
 	}
 	return fmt.Errorf("%s is the attachment of %s: two of them have one hash", a.link, l.Attrs().Alias)
 }
@@ -159,33 +116,105 @@ func removed(err error) error {
 	return err
 }
 
-// maxPods bounds the search in a large subnet: a bridge has at most 1,023 ports.
-const maxPods = 1 << 14
+const (
+	firstPod = 2 // after the VTEP's address and the bridge's
 
-// claim gives the link an address of each family: the alternative name that spells it. Names are unique in the kernel, so
-// of two plugins that want one address one is told that it exists and takes the next. The search begins at a place of
-// this container's own, so that an address just freed is not the next one given.
-func (a attachment) claim(l netlink.Link, node subnet.NodeFile) ([]netip.Addr, error) {
-	const first = 2 // after the VTEP's and the bridge's
+	// maxPods bounds the search in a large subnet: a bridge has at most 1,023 ports.
+	maxPods = 1 << 14
+)
+
+// room is how many pods the subnets have addresses for.
+func room(subnets []netip.Prefix) uint64 {
 	count := uint64(maxPods)
-	for _, s := range node.Subnets {
+	for _, s := range subnets {
 		if hostBits := s.Addr().BitLen() - s.Bits(); hostBits < 16 {
-			count = min(count, 1<<hostBits-first-1) // the last is IPv4's broadcast address
+			count = min(count, 1<<hostBits-firstPod-1) // the last is IPv4's broadcast address
 		}
 	}
-	start := binary.BigEndian.Uint64(a.sum[16:]) % count
+	return count
+}
+
+// claim gives the link its addresses: alternative names that spell them. Names are unique in the kernel, so of two plugins
+// that want one address one is told that it exists. Given addresses are claimed as they are, then those asked for; for the
+// other families the search begins at a place of this container's own, so that an address just freed is not the next one
+// given.
+func (j *job) claim(l netlink.Link, given []address) ([]address, error) {
+	var all []address
+	for _, a := range given {
+		if err := claimOne(l, a.ip); err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	if len(given) > 0 {
+		return all, nil
+	}
+	var open []int // subnets in which nothing was asked for
+	asked := map[int]netip.Addr{}
+	for i, s := range j.node.Subnets {
+		for _, ip := range j.wish.ips {
+			if s.Contains(ip) {
+				asked[i] = ip
+			}
+		}
+		if !asked[i].IsValid() {
+			open = append(open, i)
+		} else if err := claimOne(l, asked[i]); err != nil {
+			return nil, err
+		}
+	}
+	found, err := j.search(l, open)
+	if err != nil {
+		return nil, err
+	}
+	for i, s := range j.node.Subnets {
+		ip := asked[i]
+		if !ip.IsValid() {
+			ip = subnet.Addr(s, found)
+		}
+		all = append(all, address{ip: ip, prefix: s, gateway: j.node.Gateways[i]})
+	}
+	return all, nil
+}
+
+// claimOne claims an address that it must be. The error names its holder.
+func claimOne(l netlink.Link, ip netip.Addr) error {
+	err := netlink.LinkAddAltName(l, subnet.AltName(ip))
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	holder := "somebody"
+	if other, lookup := netlink.LinkByName(subnet.AltName(ip)); lookup == nil {
+		holder = other.Attrs().Name
+		if alias := other.Attrs().Alias; alias != "" {
+			holder = alias
+		}
+	}
+	return types.NewError(codeTaken, fmt.Sprintf("address %s is taken by %s", ip, holder), "")
+}
+
+// search claims an address with one offset in each of the subnets with the given numbers, and returns the offset.
+func (j *job) search(l netlink.Link, numbers []int) (uint64, error) {
+	var subnets []netip.Prefix
+	for _, i := range numbers {
+		subnets = append(subnets, j.node.Subnets[i])
+	}
+	if len(subnets) == 0 {
+		return 0, nil
+	}
+	count := room(subnets)
+	start := binary.BigEndian.Uint64(j.sum[16:]) % count
 	for i := range count {
-		offset := first + (start+i)%count
-		addrs, err := claimAll(l, node.Subnets, offset)
-		if !errors.Is(err, unix.EEXIST) {
-			return addrs, err
+		offset := firstPod + (start+i)%count
+		if err := claimAll(l, subnets, offset); !errors.Is(err, unix.EEXIST) {
+			return offset, err
 		}
 	}
-	return nil, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("no free address: all %d of %v are in use", count, node.Subnets), "see: overlayd pods")
+	return 0, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("no free address: all %d of %v are in use", count, subnets), "see: overlayd pods")
 }
 
 // claimAll claims the address with the given offset in every subnet, or none.
-func claimAll(l netlink.Link, subnets []netip.Prefix, offset uint64) ([]netip.Addr, error) {
+func claimAll(l netlink.Link, subnets []netip.Prefix, offset uint64) error {
 	var claimed []netip.Addr
 	for _, s := range subnets {
 		addr := subnet.Addr(s, offset)
@@ -193,101 +222,9 @@ func claimAll(l netlink.Link, subnets []netip.Prefix, offset uint64) ([]netip.Ad
 			for _, c := range claimed {
 				err = errors.Join(err, netlink.LinkDelAltName(l, subnet.AltName(c)))
 			}
-			return nil, fmt.Errorf("claim %s: %w", addr, err)
+			return fmt.Errorf("claim %s: %w", addr, err)
 		}
 		claimed = append(claimed, addr)
 	}
-	return claimed, nil
-}
-
-// configure sets up the pod's side, from inside the pod.
-func (a attachment) configure(h *netlink.Handle, node subnet.NodeFile, addrs []netip.Addr, mac subnet.MAC) error {
-	l, err := h.LinkByName(a.ifname)
-	if err != nil {
-		return err
-	}
-	for _, addr := range addrs {
-		if !addr.Is4() {
-			if err := a.prepareIPv6(); err != nil {
-				return err
-			}
-		}
-	}
-	if err := h.LinkSetHardwareAddr(l, mac[:]); err != nil {
-		return fmt.Errorf("set MAC %s: %w", mac, err)
-	}
-	if err := h.LinkSetUp(l); err != nil {
-		return fmt.Errorf("set up: %w", err)
-	}
-	for i, addr := range addrs {
-		// No duplicate address detection: the address is ours by claim, and asking takes a second.
-		ip := &netlink.Addr{IPNet: netOf(addr, node.Subnets[i]), Flags: unix.IFA_F_NODAD}
-		if addr.Is4() {
-			ip.Flags = 0
-		}
-		if err := h.AddrAdd(l, ip); err != nil {
-			return fmt.Errorf("add %s: %w", ip.IPNet, err)
-		}
-		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: anywhere(addr), Gw: node.Gateways[i].AsSlice()}
-		if err := h.RouteAdd(route); err != nil {
-			return fmt.Errorf("default route via %s: %w", node.Gateways[i], err)
-		}
-	}
 	return nil
-}
-
-// prepareIPv6 undoes what runtimes do to keep IPv6 away, and keeps router advertisements of other pods away.
-func (a attachment) prepareIPv6() error {
-	for knob, value := range map[string]string{"disable_ipv6": "0", "accept_ra": "0"} {
-		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+a.ifname+"/"+knob, []byte(value), 0); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-const (
-	carrierPatience = time.Second
-	carrierStep     = 200 * time.Microsecond
-)
-
-// awaitCarrier waits until the kernel has seen the link's carrier (net/core/link_watch.c does that in its own time). What
-// is sent over a device before that is dropped, and the next attempt to resolve an address comes a second later.
-func awaitCarrier(l netlink.Link) error {
-	deadline := time.Now().Add(carrierPatience)
-	for {
-		now, err := netlink.LinkByIndex(l.Attrs().Index)
-		if err != nil {
-			return fmt.Errorf("look at %s: %w", l.Attrs().Name, err)
-		}
-		if s := now.Attrs().OperState; s == netlink.OperUp || time.Now().After(deadline) {
-			return nil // late, it still comes up by itself
-		}
-		time.Sleep(carrierStep) //nolint:forbidigo // a wait for the kernel with a deadline, in a program without a context
-	}
-}
-
-func netOf(a netip.Addr, s netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(s.Bits(), a.BitLen())}
-}
-
-// anywhere is the destination of a default route.
-func anywhere(a netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
-}
-
-// result describes what was made. The bridge comes first: the plugin firewall looks for it there.
-func (a attachment) result(node subnet.NodeFile, bridge, host netlink.Link, p *pod, addrs []netip.Addr, mac subnet.MAC) *current.Result {
-	const podIndex = 2
-	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Interfaces: []*current.Interface{
-		{Name: node.Bridge, Mac: bridge.Attrs().HardwareAddr.String(), Mtu: bridge.Attrs().MTU},
-		{Name: a.link, Mac: host.Attrs().HardwareAddr.String(), Mtu: node.MTU},
-		{Name: a.ifname, Mac: mac.String(), Mtu: node.MTU, Sandbox: p.path},
-	}}
-	for i, addr := range addrs {
-		gateway := net.IP(node.Gateways[i].AsSlice())
-		r.IPs = append(r.IPs, &current.IPConfig{Interface: current.Int(podIndex), Address: *netOf(addr, node.Subnets[i]), Gateway: gateway})
-		r.Routes = append(r.Routes, &types.Route{Dst: *anywhere(addr), GW: gateway})
-	}
-	return r
 }

@@ -98,7 +98,7 @@ func newHost(t *testing.T, subnets ...string) *host {
 		bridge := &netlink.Bridge{LinkAttrs: attrs}
 		errs := []error{netlink.LinkAdd(bridge), netlink.LinkSetMTU(bridge, mtu), netlink.LinkSetUp(bridge)}
 		for i, s := range h.node.Subnets {
-			ip := &netlink.Addr{IPNet: netOf(h.node.Gateways[i], s)}
+			ip := &netlink.Addr{IPNet: netOf(netip.PrefixFrom(h.node.Gateways[i], s.Bits()))}
 			if s.Addr().Is6() {
 				ip.Flags = unix.IFA_F_NODAD
 			}

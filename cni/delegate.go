@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/overlayd/overlayd/subnet"
+)
+
+const hostLocal = "host-local"
+
+// ipamAdd asks the plugin that "ipam" names for addresses and routes; none without one.
+func (c conf) ipamAdd(node subnet.NodeFile) ([]address, []*types.Route, error) {
+	if c.IPAM.Type == "" {
+		return nil, nil, nil
+	}
+	text, err := c.withRanges(c.text, node.Subnets)
+	if err != nil {
+		return nil, nil, err
+	}
+	answer, err := invoke.DelegateAdd(context.Background(), c.IPAM.Type, text, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("ipam %s: %w", c.IPAM.Type, err)
+	}
+	result, err := current.NewResultFromResult(answer)
+	if err == nil && len(result.IPs) == 0 {
+		err = errors.New("it gave no address")
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("ipam %s: %w", c.IPAM.Type, err), c.ipam("DEL"))
+	}
+	var all []address
+	for _, ip := range result.IPs {
+		addr, _ := netip.AddrFromSlice(ip.Address.IP)
+		ones, _ := ip.Address.Mask.Size()
+		a := address{ip: addr.Unmap(), prefix: netip.PrefixFrom(addr.Unmap(), ones).Masked()}
+		gw := ip.Gateway
+		if gw == nil && sharesSubnet(node, a.ip) {
+			gw = gateway(node, ip.Address.IP)
+		}
+		if g, ok := netip.AddrFromSlice(gw); ok {
+			a.gateway = g.Unmap()
+		}
+		all = append(all, a)
+	}
+	for _, r := range result.Routes {
+		if r.GW == nil {
+			r.GW = gateway(node, r.Dst.IP)
+		}
+	}
+	return all, notDefault(result.Routes), nil
+}
+
+func sharesSubnet(node subnet.NodeFile, ip netip.Addr) bool {
+	for _, s := range node.Subnets {
+		if s.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// notDefault leaves default routes out: isDefaultGateway says whether there is one.
+func notDefault(routes []*types.Route) []*types.Route {
+	var rest []*types.Route
+	for _, r := range routes {
+		if ones, _ := r.Dst.Mask.Size(); ones > 0 {
+			rest = append(rest, r)
+		}
+	}
+	return rest
+}
+
+// ipam calls another verb of the plugin that "ipam" names. It needs no node file: what was given out is found by the
+// container.
+func (c conf) ipam(verb string) error {
+	if c.IPAM.Type == "" {
+		return nil
+	}
+	text, err := c.withRanges(c.text, c.subnets())
+	if err == nil {
+		err = delegate(verb, c.IPAM.Type, text)
+	}
+	if err != nil {
+		return fmt.Errorf("ipam %s: %w", c.IPAM.Type, err)
+	}
+	return nil
+}
+
+func delegate(verb, plugin string, text []byte) error {
+	call := map[string]func(context.Context, string, []byte, invoke.Exec) error{
+		"DEL": invoke.DelegateDel, "CHECK": invoke.DelegateCheck, "GC": invoke.DelegateGC, "STATUS": invoke.DelegateStatus,
+	}[verb]
+	return call(context.Background(), plugin, text, nil)
+}
+
+// subnets are this host's; without a node file a placeholder, for plugins that want some range to read their own files.
+func (c conf) subnets() []netip.Prefix {
+	if node, err := readNode(c.NodeFile); err == nil {
+		return node.Subnets
+	}
+	return []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+}
+
+// withRanges gives host-local our subnets, unless the admin has said which.
+func (c conf) withRanges(text []byte, subnets []netip.Prefix) ([]byte, error) {
+	var whole map[string]any
+	if err := json.Unmarshal(text, &whole); err != nil {
+		return nil, err
+	}
+	ipam, ok := whole["ipam"].(map[string]any)
+	if !ok || ipam["type"] != hostLocal || ipam["subnet"] != nil || ipam["ranges"] != nil {
+		return text, nil
+	}
+	ipam["ranges"] = ranges(subnets)
+	return json.Marshal(whole)
+}
+
+func ranges(subnets []netip.Prefix) [][]map[string]string {
+	var all [][]map[string]string
+	for _, s := range subnets {
+		all = append(all, []map[string]string{{
+			"subnet": s.String(), "gateway": subnet.Gateway(s).String(), "rangeStart": subnet.Addr(s, firstPod).String(),
+		}})
+	}
+	return all
+}
+
+// delegation is the configuration for the plugin that attaches the pod in our place, with what flannel's plugin adds: our
+// subnets, the MTU, and that the daemon masquerades.
+func (c conf) delegation(subnets []netip.Prefix, mtu int) (plugin string, text []byte, err error) {
+	d := maps.Clone(c.Delegate)
+	preset := func(key string, value any) {
+		if _, said := d[key]; !said {
+			d[key] = value
+		}
+	}
+	preset("type", "bridge")
+	plugin, ok := d["type"].(string)
+	if !ok {
+		return "", nil, invalid("delegate: type: want the name of a plugin")
+	}
+	d["name"], d["cniVersion"] = c.Name, c.CNIVersion
+	if plugin == "bridge" {
+		preset("isGateway", true)
+	}
+	preset("ipMasq", false)
+	if mtu > 0 {
+		preset("mtu", mtu)
+	}
+	ipam, _ := d["ipam"].(map[string]any)
+	ipam = maps.Clone(ipam)
+	if ipam == nil {
+		ipam = map[string]any{}
+	}
+	if _, said := ipam["type"]; !said {
+		ipam["type"] = hostLocal
+	}
+	if ipam["type"] == hostLocal {
+		var routes []map[string]string
+		for _, s := range subnets {
+			routes = append(routes, map[string]string{"dst": anywhere(s.Addr()).String()})
+		}
+		ipam["ranges"], ipam["routes"] = ranges(subnets), routes
+	}
+	d["ipam"] = ipam
+	var given map[string]any
+	if err := json.Unmarshal(c.text, &given); err != nil {
+		return "", nil, err
+	}
+	for _, key := range []string{"runtimeConfig", "prevResult", "args", "cni.dev/valid-attachments"} {
+		if v, ok := given[key]; ok {
+			d[key] = v
+		}
+	}
+	text, err = json.Marshal(d)
+	return plugin, text, err
+}
+
+func (c conf) delegateAdd(node subnet.NodeFile) error {
+	plugin, text, err := c.delegation(node.Subnets, c.mtu(node))
+	if err != nil {
+		return err
+	}
+	result, err := invoke.DelegateAdd(context.Background(), plugin, text, nil)
+	if err != nil {
+		return errors.Join(fmt.Errorf("delegate %s: %w", plugin, err), c.delegateOther("DEL"))
+	}
+	return types.PrintResult(result, c.CNIVersion)
+}
+
+// delegateOther calls another verb of the delegate.
+func (c conf) delegateOther(verb string) error {
+	plugin, text, err := c.delegation(c.subnets(), c.MTU)
+	if err != nil {
+		return err
+	}
+	if err := delegate(verb, plugin, text); err != nil {
+		return fmt.Errorf("delegate %s: %w", plugin, err)
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"github.com/overlayd/overlayd/subnet"
+)
+
+// job is one ADD: all that is known before anything is made.
+type job struct {
+	attachment
+	conf   conf
+	node   subnet.NodeFile
+	pod    *pod
+	bridge netlink.Link
+	mtu    int
+	wish   wish
+}
+
+// address is one of the pod's, with the prefix it is in.
+type address struct {
+	ip      netip.Addr
+	prefix  netip.Prefix
+	gateway netip.Addr // the zero Addr: none
+}
+
+func newJob(c conf, node subnet.NodeFile, p *pod, args *skel.CmdArgs) (*job, error) {
+	j := &job{attachment: newAttachment(c.Name, args), conf: c, node: node, pod: p, mtu: c.mtu(node)}
+	if len(j.alias) > maxAlias {
+		return nil, invalid("network name and container ID have %d bytes together, more than %d", len(j.alias), maxAlias)
+	}
+	var err error
+	if j.wish, err = wishOf(c, args.Args, node); err != nil {
+		return nil, err
+	}
+	name, err := c.bridge(node)
+	if err != nil {
+		return nil, err
+	}
+	j.bridge, err = netlink.LinkByName(name)
+	if err != nil || j.bridge.Attrs().Name != name || j.bridge.Type() != "bridge" {
+		return nil, types.NewError(types.ErrTryAgainLater, "bridge "+name+" does not exist: overlayd makes it", "see: systemctl status overlayd; overlayd status")
+	}
+	return j, nil
+}
+
+// attach makes the pod's interface. The last step commits: a link without an alias is an ADD that did not end.
+func (j *job) attach() (_ *current.Result, err error) {
+	given, routes, err := j.conf.ipamAdd(j.node)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, j.conf.ipam("DEL"))
+		}
+	}()
+	host, err := j.makeLink()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removed(netlink.LinkDel(host)))
+		}
+	}()
+	addrs, err := j.claim(host, given)
+	if err != nil {
+		return nil, err
+	}
+	mac := j.wish.mac
+	if mac == (subnet.MAC{}) {
+		mac = subnet.AddrMAC(addrs[0].ip)
+	}
+	routes = append(routes, j.routes(addrs)...)
+	var index int
+	err = j.pod.do(func(h *netlink.Handle) (err error) {
+		index, err = configure(h, j.ifname, addrs, routes, mac)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s in %s: %w", j.ifname, j.pod.path, err)
+	}
+	if err := j.open(host); err != nil {
+		return nil, err
+	}
+	if err := j.pod.do(func(*netlink.Handle) error { return announce(index, addrs, mac) }); err != nil {
+		return nil, fmt.Errorf("announce %s: %w", j.ifname, err)
+	}
+	if err := netlink.LinkSetAlias(host, j.alias); err != nil {
+		return nil, fmt.Errorf("alias of %s: %w", j.link, err)
+	}
+	return j.result(host, addrs, routes, mac), nil
+}
+
+// open lets packets through the host's side.
+func (j *job) open(host netlink.Link) error {
+	if is(j.conf.HairpinMode) { // a pod reaches itself through its own service
+		if err := netlink.LinkSetHairpin(host, true); err != nil {
+			return fmt.Errorf("hairpin of %s: %w", j.link, err)
+		}
+	}
+	if j.conf.PortIsolation {
+		if err := netlink.LinkSetIsolated(host, true); err != nil {
+			return fmt.Errorf("isolate %s: %w", j.link, err)
+		}
+	}
+	for _, l := range []netlink.Link{host, j.bridge} { // the first pod brings the bridge's own carrier
+		if err := awaitCarrier(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// routes are those that this plugin adds, in the order in which the kernel takes them.
+func (j *job) routes(addrs []address) []*types.Route {
+	var all []*types.Route
+	for _, a := range addrs {
+		if !a.gateway.IsValid() {
+			continue
+		}
+		gw := net.IP(a.gateway.AsSlice())
+		if is(j.conf.IsDefaultGateway) {
+			all = append(all, &types.Route{Dst: *anywhere(a.ip), GW: gw})
+			continue
+		}
+		for _, n := range j.node.Networks {
+			if n.Addr().Is4() == a.ip.Is4() {
+				all = append(all, &types.Route{Dst: *netOf(n), GW: gw})
+			}
+		}
+	}
+	for _, r := range j.conf.Routes {
+		r := r.Copy()
+		if r.GW == nil {
+			r.GW = gateway(j.node, r.Dst.IP)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// result describes what was made. The bridge comes first: the plugin firewall looks for it there.
+func (j *job) result(host netlink.Link, addrs []address, routes []*types.Route, mac subnet.MAC) *current.Result {
+	const podIndex = 2
+	b := j.bridge.Attrs()
+	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Routes: routes, Interfaces: []*current.Interface{
+		{Name: b.Name, Mac: b.HardwareAddr.String(), Mtu: b.MTU},
+		{Name: j.link, Mac: host.Attrs().HardwareAddr.String(), Mtu: j.mtu},
+		{Name: j.ifname, Mac: mac.String(), Mtu: j.mtu, Sandbox: j.pod.path},
+	}}
+	for _, a := range addrs {
+		ip := &current.IPConfig{Interface: current.Int(podIndex), Address: *netOf(netip.PrefixFrom(a.ip, a.prefix.Bits()))}
+		if a.gateway.IsValid() {
+			ip.Gateway = a.gateway.AsSlice()
+		}
+		r.IPs = append(r.IPs, ip)
+	}
+	return r
+}
+
+// netOf keeps host bits.
+func netOf(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// anywhere is the destination of a default route.
+func anywhere(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
+}
