@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/overlayd/overlayd/subnet"
 )
@@ -33,7 +34,9 @@ const (
 	rankVXLAN
 	rankBridge
 	rankPort
+	rankHalf
 	rankSysctl
+	rankForwarding
 	rankAddr
 	rankFDB
 	rankNeigh
@@ -43,7 +46,7 @@ const (
 )
 
 // kinds are the names of the ranks.
-var kinds = [...]string{"table", "member", "member", "vxlan", "bridge", "port", "sysctl", "addr", "fdb", "neigh", "nexthop", "route", "accept"}
+var kinds = [...]string{"table", "member", "member", "vxlan", "bridge", "port", "half", "sysctl", "sysctl", "addr", "fdb", "neigh", "nexthop", "route", "accept"}
 
 // Kinds are all that [Kind] returns.
 func Kinds() []string { return slices.Compact(slices.Clone(kinds[:])) }
@@ -102,8 +105,16 @@ func upDown(up bool) string {
 type Sysctl struct{ Name, Value string }
 
 func (s Sysctl) key() Entry     { return Sysctl{Name: s.Name} }
-func (s Sysctl) rank() int      { return rankSysctl }
 func (s Sysctl) String() string { return s.Name + " = " + s.Value }
+
+// rank puts the forwarding of IPv6 last: with it the kernel drops default routes learned by devices that are not told
+// before to take router advertisements nevertheless (rt6_purge_dflt_routers).
+func (s Sysctl) rank() int {
+	if strings.HasPrefix(s.Name, "net/ipv6/") && strings.HasSuffix(s.Name, "/forwarding") {
+		return rankForwarding
+	}
+	return rankSysctl
+}
 
 // Addr is an address on one of our devices.
 type Addr struct {
@@ -128,6 +139,14 @@ type Port struct{ Link, Bridge string }
 func (p Port) key() Entry     { return Port{Link: p.Link} }
 func (p Port) rank() int      { return rankPort }
 func (p Port) String() string { return fmt.Sprintf("%s master %s hairpin on", p.Link, p.Bridge) }
+
+// Half is the host's link of an attachment that the CNI plugin began some time ago and did not end: it was killed, and
+// nobody called it again. None is ever wanted.
+type Half struct{ Link string }
+
+func (h Half) key() Entry     { return h }
+func (h Half) rank() int      { return rankHalf }
+func (h Half) String() string { return h.Link + " of an attachment that did not end" }
 
 // FDB says to which host frames for a MAC go.
 type FDB struct {

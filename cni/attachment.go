@@ -116,24 +116,6 @@ func removed(err error) error {
 	return err
 }
 
-const (
-	firstPod = 2 // after the VTEP's address and the bridge's
-
-	// maxPods bounds the search in a large subnet: a bridge has at most 1,023 ports.
-	maxPods = 1 << 14
-)
-
-// room is how many pods the subnets have addresses for.
-func room(subnets []netip.Prefix) uint64 {
-	count := uint64(maxPods)
-	for _, s := range subnets {
-		if hostBits := s.Addr().BitLen() - s.Bits(); hostBits < 16 {
-			count = min(count, 1<<hostBits-firstPod-1) // the last is IPv4's broadcast address
-		}
-	}
-	return count
-}
-
 // claim gives the link its addresses: alternative names that spell them. Names are unique in the kernel, so of two plugins
 // that want one address one is told that it exists. Given addresses are claimed as they are, then those asked for; for the
 // other families the search begins at a place of this container's own, so that an address just freed is not the next one
@@ -202,10 +184,10 @@ func (j *job) search(l netlink.Link, numbers []int) (uint64, error) {
 	if len(subnets) == 0 {
 		return 0, nil
 	}
-	count := room(subnets)
+	count := subnet.Room(subnets)
 	start := binary.BigEndian.Uint64(j.sum[16:]) % count
 	for i := range count {
-		offset := firstPod + (start+i)%count
+		offset := subnet.FirstPod + (start+i)%count
 		if err := claimAll(l, subnets, offset); !errors.Is(err, unix.EEXIST) {
 			return offset, err
 		}

@@ -113,7 +113,7 @@ func status(args *skel.CmdArgs) error {
 	if c.IPAM.Type != "" {
 		return c.ipam("STATUS")
 	}
-	if total := room(node.Subnets); used(links, node.Subnets[0]) >= total {
+	if total := subnet.Room(node.Subnets); used(links, node.Subnets[0]) >= total {
 		return types.NewError(codeUnserved, fmt.Sprintf("no free address: all %d of %v are in use", total, node.Subnets), "see: overlayd pods")
 	}
 	return nil

@@ -128,7 +128,7 @@ func ranges(subnets []netip.Prefix) [][]map[string]string {
 	var all [][]map[string]string
 	for _, s := range subnets {
 		all = append(all, []map[string]string{{
-			"subnet": s.String(), "gateway": subnet.Gateway(s).String(), "rangeStart": subnet.Addr(s, firstPod).String(),
+			"subnet": s.String(), "gateway": subnet.Gateway(s).String(), "rangeStart": subnet.Addr(s, subnet.FirstPod).String(),
 		}})
 	}
 	return all

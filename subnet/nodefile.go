@@ -42,6 +42,25 @@ func Gateway(s netip.Prefix) netip.Addr { return Addr(s, 1) }
 // VTEP is the VXLAN device's address in a host's subnet: the subnet's own, as flannel has it.
 func VTEP(s netip.Prefix) netip.Addr { return s.Addr() }
 
+const (
+	// FirstPod is the offset of the first pod's address in a host's subnet.
+	FirstPod = 2
+
+	// mostPods bounds a large subnet: a bridge has at most 1,023 ports.
+	mostPods = 1 << 14
+)
+
+// Room is for how many pods a host's subnets have addresses.
+func Room(subnets []netip.Prefix) uint64 {
+	room := uint64(mostPods)
+	for _, s := range subnets {
+		if hostBits := s.Addr().BitLen() - s.Bits(); hostBits < 16 {
+			room = min(room, 1<<hostBits-FirstPod-1) // the last is IPv4's broadcast address
+		}
+	}
+	return room
+}
+
 // ErrNodeFile says that a node file cannot be used; the text says why.
 var ErrNodeFile = errors.New("node file")
 

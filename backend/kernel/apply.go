@@ -187,6 +187,8 @@ func (k *Kernel) single(c backend.Change) error {
 		return writeSysctl(row)
 	case backend.Port:
 		return k.plug(row)
+	case backend.Half:
+		return k.Detach([]backend.Pod{{Link: row.Link}})
 	case backend.Addr:
 		l, err := k.link(row.Dev)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -36,6 +37,7 @@ type Kernel struct {
 	rows    *conn
 	nft     *conn
 	rules   *nftables.Conn     // reads rules
+	halves  map[int]time.Time  // when links of attachments that have not ended were first seen, by index
 	counted map[string]counted // as last read: what is removed by others and made again goes on counting
 	size    int                // rows of the last reading: the next will have about as many
 }
@@ -149,6 +151,7 @@ func (k *Kernel) read() (backend.Host, backend.State, error) {
 		return h, nil, err
 	}
 	h.Pods = m.pods(s)
+	k.readHalves(m, s)
 	k.size = len(s)
 	h.Connected = m.connected()
 	if !o.NoUplink {

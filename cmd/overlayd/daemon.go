@@ -49,6 +49,7 @@ func runDaemon(ctx context.Context, o *options, _ []string, _ io.Writer) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(ctx, o, w) })
 	group.Go(func() error { return join(ctx, o, w) })
+	group.Go(func() error { return w.installCNI(ctx) })
 	err = group.Wait()
 	notify(sd.SdNotifyStopping)
 	if errors.Is(err, context.Canceled) {
@@ -202,7 +203,7 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 	s.loop, s.config = backend.NewReconciler(k, backend.DefaultPace(), s.witness.passed), config
 	s.group.Go(func() error { return errors.Join(s.loop.Run(ctx), k.Close()) })
 	s.group.Go(func() error {
-		return kernel.Watch(ctx, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
+		return kernel.Watch(ctx, s.witness.near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
 	})
 	return s.loop, host, nil
 }

@@ -166,7 +166,7 @@ func (w *witness) own(n subnet.Snapshot) subnet.Snapshot {
 func (w *witness) lost(l subnet.Lease, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.claim, w.former = nil, l
+	w.claim, w.former, w.ends = nil, l, 0
 	w.fenced.set(err)
 	w.store.set(nil) // it has just said so
 	w.writeFiles()

@@ -40,6 +40,7 @@ type report struct {
 	MTU      int              `json:"mtu"`
 	Peers    int              `json:"peers"`
 	Pods     int              `json:"pods"`
+	Room     uint64           `json:"room"`              // pods that this host has addresses for
 	Missing  int              `json:"missing"`           // leases that vanished in a mass and are still believed
 	Skipped  []subnet.Skipped `json:"skipped,omitempty"` // the first hundred
 	Kernel   backend.Status   `json:"kernel"`
@@ -95,12 +96,19 @@ func (w *witness) reportLease(r *report) {
 	}
 	r.Subnets, r.PublicIP, r.Peers = lease.Subnets(), lease.PublicIP, w.loop.Peers
 	r.MTU = backend.PodMTU(w.host, w.last.Config.Backend)
+	r.Room = subnet.Room(r.Subnets)
+	if w.last.Config.Backend.Type != subnet.BackendVXLAN {
+		r.VXLAN = ""
+	}
+	if w.claim == nil && w.fenced.Why == "" {
+		r.Degraded = append(r.Degraded, fmt.Sprintf("the store has not answered since the start: this is the network as it was saved at revision %d", w.last.Revision))
+	}
 	switch {
 	case w.fenced.Why != "":
 		r.notReady("since %s: %s", w.fenced.Since.Format(time.TimeOnly), w.fenced.Why)
-	case deadline == 0:
-		r.Degraded = append(r.Degraded, fmt.Sprintf("the store has not answered since the start: this is the network as it was saved at revision %d", w.last.Revision))
-	default:
+	case deadline == longPast:
+		r.notReady("somebody else had the subnet when the store last answered")
+	case deadline != 0:
 		if r.LeaseEnd = (deadline - bootTime()).Seconds(); r.LeaseEnd < 0 {
 			r.notReady("the lease ended %s ago", time.Duration(-r.LeaseEnd*float64(time.Second)).Round(time.Second))
 		}

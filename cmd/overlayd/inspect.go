@@ -13,19 +13,22 @@ import (
 const (
 	inspectEvery = 5 * time.Second  // certificates on disk
 	versionEvery = 10 * time.Minute // etcd's version: servers are replaced one by one
+	versionAgain = time.Minute      // when a server did not answer: to ask makes a connection to each
 	expirySoon   = 7 * 24 * time.Hour
 )
 
 // inspect looks at what is going to be a problem: certificates and the servers' version. It blocks until the context ends.
 func (w *witness) inspect(ctx context.Context, store *etcd.Store) error {
-	var version time.Time
+	var next time.Time // when to ask for versions
 	for {
 		w.secured(store.Security())
-		if time.Since(version) > versionEvery && !w.options.allowOldEtcd {
+		if time.Now().After(next) && !w.options.allowOldEtcd {
+			pause := versionAgain
 			if weak, err := store.Weakness(ctx); err == nil {
-				version = time.Now()
+				pause = versionEvery
 				w.weakened(weak)
 			}
+			next = time.Now().Add(pause)
 		}
 		select {
 		case <-ctx.Done():
@@ -54,8 +57,12 @@ func (w *witness) secured(s etcd.Security) {
 		}
 	}
 	var soon error
-	if left := time.Until(s.Expires); !s.Expires.IsZero() && left < expirySoon {
+	switch left := time.Until(s.Expires); {
+	case s.Expires.IsZero() || left > expirySoon:
+	case left > 0:
 		soon = fmt.Errorf("this host's certificate ends at %s", s.Expires.Format(time.DateTime))
+	default:
+		soon = fmt.Errorf("this host's certificate ended at %s: etcd takes no new connection with it", s.Expires.Format(time.DateTime))
 	}
 	if w.expiry.set(soon) && soon != nil {
 		klog.Warningf("certificates: %v", soon)

@@ -42,6 +42,9 @@ type options struct {
 	stateDir  string
 	verbosity int
 
+	cniConfDir string
+	cniBinDir  string
+
 	json, force                 bool
 	onlyReservation, onlyLease  bool
 	allowResubnet, allowOldEtcd bool
@@ -56,6 +59,9 @@ type options struct {
 }
 
 const noBridge = "none"
+
+// defaultRunDir is where the plugin looks unless it is told otherwise.
+const defaultRunDir = "/run/overlayd"
 
 // Titles of the groups of flags.
 const (
@@ -106,7 +112,11 @@ func (o *options) groups() []*pflag.FlagSet {
 	devices.StringVar(&o.guard, "guard", string(backend.GuardFull), "VXLAN is accepted: full: of each host with a lease, with that host's sources inside;\n"+
 		"vtep: of each host with a lease; off: of anybody (`mode`)")
 	devices.BoolVar(&o.antispoof, "antispoof", true, "let pods send only with the addresses and the MAC that they were given")
-	devices.StringVar(&o.runDir, "run-dir", "/run/overlayd", "`directory` for node.json, subnet.env, the lock and the socket")
+	devices.StringVar(&o.cniConfDir, "cni-conf-dir", "", "`directory` in which to write "+conflistName+" once pods can be attached, such as\n"+
+		"/etc/cni/net.d (default: nowhere)")
+	devices.StringVar(&o.cniBinDir, "cni-bin-dir", "", "`directory` in which to install the plugin overlay that lies beside overlayd, such as\n"+
+		"/opt/cni/bin (default: nowhere)")
+	devices.StringVar(&o.runDir, "run-dir", defaultRunDir, "`directory` for node.json, subnet.env, the lock and the socket")
 	devices.StringVar(&o.stateDir, "state-dir", "/var/lib/overlayd", "`directory` for what outlives a reboot")
 
 	logs := group(groupLog)
@@ -170,7 +180,10 @@ func (o *options) check() error {
 	if o.bridge != "" && o.bridge == o.vxlanName {
 		return fmt.Errorf("--bridge and --vxlan-name are both %s: give each a name of its own", o.bridge)
 	}
-	for _, dir := range []struct{ flag, path string }{{"--run-dir", o.runDir}, {"--state-dir", o.stateDir}} {
+	for _, dir := range []struct{ flag, path string }{{"--run-dir", o.runDir}, {"--state-dir", o.stateDir}, {"--cni-conf-dir", o.cniConfDir}, {"--cni-bin-dir", o.cniBinDir}} {
+		if strings.HasPrefix(dir.flag, "--cni") && dir.path == "" {
+			continue
+		}
 		if !filepath.IsAbs(dir.path) {
 			return fmt.Errorf("%s %s: want an absolute path", dir.flag, dir.path)
 		}

@@ -29,6 +29,8 @@ var samples = map[string][2][2]string{
 	"masq-exclude":       {{"192.0.2.0/24", "[192.0.2.0/24]"}, {"198.51.100.0/24", "[198.51.100.0/24]"}},
 	"guard":              {{"vtep", "vtep"}, {"off", "off"}},
 	"antispoof":          {{"false", "false"}, {"true", "true"}},
+	"cni-conf-dir":       {{"/c1", "/c1"}, {"/c2", "/c2"}},
+	"cni-bin-dir":        {{"/b1", "/b1"}, {"/b2", "/b2"}},
 	"listen":             {{"127.0.0.1:9142", "127.0.0.1:9142"}, {":1", ":1"}},
 	"lease-ttl":          {{"90m", "1h30m0s"}, {"60s", "1m0s"}},
 	"bridge":             {{"br1", "br1"}, {"br2", "br2"}},

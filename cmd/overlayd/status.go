@@ -93,8 +93,10 @@ func (r report) print(out io.Writer) error {
 	row("uplink", "%s %s", r.Uplink, r.Local)
 	if r.VXLAN != "" {
 		row("devices", "%s, bridge %s, MTU %d", r.VXLAN, orNone(r.Bridge), r.MTU)
+	} else if r.MTU > 0 {
+		row("devices", "bridge %s, MTU %d", orNone(r.Bridge), r.MTU)
 	}
-	row("network", "%d peers, %d pods here", r.Peers, r.Pods)
+	row("network", "%d peers, %d pods here of %d", r.Peers, r.Pods, r.Room)
 	state := "holds all %d rows"
 	if !r.Kernel.Synced {
 		state = "should hold %d rows"

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -27,11 +29,12 @@ type witness struct {
 
 	mu       sync.Mutex
 	host     backend.Host
-	claim    *etcd.Claim  // nil while there is none
-	former   subnet.Lease // while there is no claim: the saved one, or the one that was lost
+	claim    *etcd.Claim   // nil while there is none
+	former   subnet.Lease  // while there is no claim: the saved one, or the one that was lost
+	ends     time.Duration // of the former one, as the daemon before has known it; 0: not known
 	last     subnet.Snapshot
 	unsaved  chan struct{} // the network has changed since it was saved
-	retold   bool          // what is believed has changed, and the store's revision has not
+	served   chan struct{} // closed when pods can be attached
 	loop     backend.Status
 	repairs  map[string]int // rows that somebody else had changed, by kind
 	weak     string         // what is known against the etcd servers
@@ -55,7 +58,7 @@ type fault struct {
 }
 
 func newWitness(o *options, h backend.Host) *witness {
-	return &witness{options: o, started: time.Now(), host: h, faults: map[string]bool{}, repairs: map[string]int{}, unsaved: make(chan struct{}, 1)}
+	return &witness{options: o, started: time.Now(), host: h, faults: map[string]bool{}, repairs: map[string]int{}, unsaved: make(chan struct{}, 1), served: make(chan struct{})}
 }
 
 // set records an error or its end, and says whether that is news.
@@ -97,8 +100,22 @@ func (w *witness) remembered(n subnet.Snapshot, own subnet.Lease) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.claim == nil {
-		w.last, w.former = n, own
+		w.last, w.former, w.ends = n, own, w.options.knownEnd(own)
 	}
+}
+
+// knownEnd is until when the lease is this host's, if the daemon before has written it in this boot: a restart does not make
+// it last longer.
+func (o *options) knownEnd(own subnet.Lease) time.Duration {
+	text, err := os.ReadFile(filepath.Join(o.runDir, nodeFileName))
+	if err != nil {
+		return 0
+	}
+	f, err := subnet.ParseNodeFile(text)
+	if err != nil || f.Boot != bootID() || !slices.Equal(f.Subnets, own.Subnets()) {
+		return 0
+	}
+	return time.Duration(f.Deadline)
 }
 
 // lease returns what this host holds, and until when; 0 when that is not known. false before there is anything.
@@ -106,7 +123,7 @@ func (w *witness) lease() (l subnet.Lease, deadline time.Duration, ok bool) {
 	if w.claim != nil {
 		return w.claim.Lease(), w.claim.Deadline(), true
 	}
-	return w.former, 0, w.former.Node != ""
+	return w.former, w.ends, w.former.Node != ""
 }
 
 // agrees says whether this host can follow a configuration: one that was changed may take away what the host needs. Then
@@ -139,7 +156,6 @@ func (w *witness) heard(s subnet.Snapshot) {
 		}
 		klog.Warningf("skipped %s: %s: %s", k.Key, k.Reason, k.Detail)
 	}
-	w.retold = w.retold || s.Revision == w.last.Revision && !slices.Equal(s.Leases, w.last.Leases)
 	w.last = s
 	select {
 	case w.unsaved <- struct{}{}:
@@ -187,11 +203,21 @@ func (w *witness) passed(p backend.Pass) {
 	}
 	if p.Status.Synced && !w.ready {
 		w.ready = true
+		close(w.served)
 		klog.Infof("ready: %d rows for %d peers", p.Status.Rows, p.Status.Peers)
 		l, _, _ := w.lease()
 		notify(sd.SdNotifyReady + "\nSTATUS=" + l.String())
 	}
 	notify(sd.SdNotifyWatchdog)
+}
+
+// near says whether a route leads to a part of our links: a peer there is a neighbour no more, or is one again. So does one
+// to the address by which the admin has the uplink chosen.
+func (w *witness) near(p netip.Prefix) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	inside := func(l netip.Prefix) bool { return p.Bits() >= l.Bits() && l.Contains(p.Addr()) }
+	return slices.ContainsFunc(w.host.Uplink.OnLink, inside) || p.Contains(w.options.choice.CanReach)
 }
 
 // most is how many changes of one pass the log shows in full.
@@ -232,6 +258,9 @@ func (w *witness) tell(p backend.Pass) {
 	w.faults = now
 }
 
+// longPast is the end of a lease that somebody else has.
+const longPast = 1
+
 // writeFiles brings the node file and subnet.env up to date. Each is replaced at once: a reader sees the old or the new.
 func (w *witness) writeFiles() {
 	lease, deadline, ok := w.lease()
@@ -244,7 +273,7 @@ func (w *witness) writeFiles() {
 	}
 	switch {
 	case w.fenced.Why != "":
-		deadline = 1 // long past: no pod gets an address that is somebody else's
+		deadline = longPast // no pod gets an address that is somebody else's
 	case !slices.Equal(lease.Subnets(), w.loop.Subnets):
 		return // the kernel is not ready for it yet
 	}
