@@ -18,6 +18,11 @@ const (
 	GuardOff  Guard = "off"  // all
 )
 
+// DropReasons are the names of the counters of what our rules drop.
+func DropReasons() []string {
+	return []string{"stranger", "malformed", "not_unicast", "pod_vxlan", "spoofed", "router_advert"}
+}
+
 // Families of nft tables (nft(8)).
 const (
 	FamilyInet   = "inet"
@@ -44,11 +49,14 @@ type Filter struct {
 // filterForm is what the comment of our rules says of a filter; nft takes 128 bytes of it.
 const filterForm = "bridge %s vni %d port %d inner %s outer %s guard %s masquerade %s antispoof %s"
 
+// noBridge stands for no bridge: --bridge none makes that, so no bridge has the name.
+const noBridge = "none"
+
 // String returns the filter as the comment that [ParseFilter] reads.
 func (f Filter) String() string {
 	bridge := f.Bridge
 	if bridge == "" {
-		bridge = "-"
+		bridge = noBridge
 	}
 	outer, inner := "4", ""
 	if f.Outer6 {
@@ -79,7 +87,7 @@ func ParseFilter(text string) (Filter, error) {
 	if _, err := fmt.Sscanf(text, filterForm, &f.Bridge, &f.VNI, &f.Port, &inner, &outer, &f.Guard, &masquerade, &antispoof); err != nil {
 		return Filter{}, errFilter
 	}
-	if f.Bridge == "-" {
+	if f.Bridge == noBridge {
 		f.Bridge = ""
 	}
 	f.Inner4, f.Inner6, f.Outer6 = inner != "6", inner != "4", outer == "6"
@@ -253,7 +261,8 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 	}
 }
 
-// pairs lets a peer's packets in: those of its pods, and those that it sends itself with its public address inside.
+// pairs lets a peer's packets in: those of its pods, and those that it sends itself with its public address inside. None has
+// a source that the host reaches by itself.
 func (p *planner) pairs(l subnet.Lease) {
 	if l.PublicIP.Is4() != p.host.Uplink.Addr.Is4() {
 		return
@@ -265,7 +274,9 @@ func (p *planner) pairs(l subnet.Lease) {
 		p.rows.Add(Member{SetVTEPs, public})
 	default:
 		for _, s := range l.Subnets() {
-			p.rows.Add(Pair{Inner: s, Outer: l.PublicIP})
+			if !p.covers(s) {
+				p.rows.Add(Pair{Inner: s, Outer: l.PublicIP})
+			}
 		}
 		if l.PublicIP.Is4() && p.config.IPv4.IsValid() || !l.PublicIP.Is4() && p.config.IPv6.IsValid() {
 			p.rows.Add(Pair{Inner: public, Outer: l.PublicIP})
@@ -273,11 +284,15 @@ func (p *planner) pairs(l subnet.Lease) {
 	}
 }
 
-// pods lets each pod send with what it has. A MAC that it has taken from another, or from the bridge, is not its own.
+// pods lets each pod send with what it has. A MAC that it has taken from the bridge, or from another that has it or was
+// given it, is not its own.
 func (p *planner) pods(own subnet.Lease) {
 	taken := map[subnet.MAC]int{bridgeMAC(own): 1}
 	for _, pod := range p.host.Pods {
-		taken[pod.MAC]++
+		given := subnet.AddrMAC(pod.Addrs[0])
+		if taken[given]++; pod.MAC != given {
+			taken[pod.MAC]++
+		}
 	}
 	for _, pod := range p.host.Pods {
 		mac := pod.MAC

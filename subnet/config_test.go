@@ -132,7 +132,7 @@ func TestParseConfigRefusesAndNamesKeyValueAndWhatIsAllowed(t *testing.T) {
 		{six(`"IPv6SubnetLen": 73`), "IPv6SubnetLen: 73: allowed is 50 to 72 for fd00:5::/48"},
 		{six(`"IPv6SubnetMin": "fd00:5::1"`), "IPv6SubnetMin: fd00:5::1: allowed is the first address of a /64 inside fd00:5::/48, such as fd00:5:0:1::"},
 		{six(`"IPv6SubnetMax": "fd00:5::"`), "IPv6SubnetMax: fd00:5::: allowed is an address not below IPv6SubnetMin fd00:5:0:1::"},
-		{backend(`"Type": "udp"`), `Backend.Type: udp: allowed is "vxlan"`},
+		{backend(`"Type": "udp"`), `Backend.Type: udp: allowed is "vxlan", "host-gw" or "alloc"`},
 		{backend(`"VNI": 0`), "Backend.VNI: 0: allowed is 1 to 16777215"},
 		{backend(`"VNI": 16777216`), "Backend.VNI: 16777216: allowed is 1 to 16777215"},
 		{backend(`"Port": 0`), "Backend.Port: 0: allowed is 1 to 65535"},

@@ -34,7 +34,7 @@ func newMetrics(w *witness) *metrics {
 		{"info", "1, with the version", "version"},
 		{"peers", "hosts whose rows are in the kernel", ""},
 		{"pods", "pods attached to this host", ""},
-		{"addresses_total", "pods that this host has addresses for", ""},
+		{"addresses_capacity", "pods that this host has addresses for", ""},
 		{"addresses_free", "of those, how many could be attached", ""},
 		{"leases_skipped", "records of the store that cannot be used", "reason"},
 		{"leases_missing", "leases that vanished from the store in a mass and are still believed", ""},
@@ -83,7 +83,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	gauge("info", 1, r.Release)
 	gauge("peers", float64(r.Peers))
 	gauge("pods", float64(r.Pods))
-	gauge("addresses_total", float64(r.Room))
+	gauge("addresses_capacity", float64(r.Room))
 	gauge("addresses_free", float64(r.Room)-float64(r.Pods))
 	for _, reason := range reasons() {
 		gauge("leases_skipped", float64(r.SkippedBy[reason]), string(reason))
@@ -103,8 +103,8 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	for _, kind := range backend.Kinds() {
 		count("repairs_total", r.Repairs[kind], kind)
 	}
-	for reason, packets := range r.Dropped {
-		tell(prometheus.CounterValue, "dropped_packets_total", float64(packets), reason)
+	for _, reason := range backend.DropReasons() {
+		tell(prometheus.CounterValue, "dropped_packets_total", float64(r.Dropped[reason]), reason)
 	}
 	gauge("faults", float64(len(r.Kernel.Faults)))
 	gauge("rows", float64(r.Kernel.Rows))
