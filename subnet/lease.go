@@ -174,7 +174,7 @@ func (s Snapshot) With(own Lease) Snapshot {
 	leases := make([]Lease, 0, len(s.Leases)+1)
 	leases = append(leases, own)
 	for _, l := range s.Leases {
-		if l.Node != own.Node && l.PublicIP != own.PublicIP && !overlap(l, own) {
+		if l.Node != own.Node && l.PublicIP != own.PublicIP && l.MAC != own.MAC && !overlap(l, own) {
 			leases = append(leases, l)
 		}
 	}

@@ -19,10 +19,12 @@ func TestLeaseOfANode(t *testing.T) {
 
 func TestOverlappingNamesWhatIsInTheWay(t *testing.T) {
 	s := subnet.Snapshot{
+		Config: subnet.Config{IPv4: subnet.Pool{Network: netip.MustParsePrefix("10.5.0.0/16"), SubnetLen: 24}},
 		Leases: []subnet.Lease{lease("h1", 1, "10.5.1.0/24"), lease("h2", 2, "10.5.2.0/24", "fd00:5:0:2::/64"), lease("", 3, "10.5.3.0/24")},
 		Skipped: []subnet.Skipped{
 			{Key: "10.5.8.0-23", Subnets: []netip.Prefix{netip.MustParsePrefix("10.5.8.0/23")}},
 			{Key: "junk"},
+			{Key: "0.0.0.0-0", Subnets: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}},
 		},
 	}
 	for _, c := range []struct {
@@ -38,6 +40,7 @@ func TestOverlappingNamesWhatIsInTheWay(t *testing.T) {
 		{"the second family", []string{"10.5.7.0/24", "fd00:5:0:2::/64"}, "the lease 10.5.2.0/24 fd00:5:0:2::/64 of h2 via 192.0.2.2"},
 		{"a lease without a name", []string{"10.5.3.0/24"}, "the lease 10.5.3.0/24 of 192.0.2.3 via 192.0.2.3"},
 		{"what cannot be read", []string{"10.5.9.0/24"}, "the record 10.5.8.0-23"},
+		{"what covers all of the pool cannot be a host's", []string{"10.5.12.0/24"}, ""},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			var subnets []netip.Prefix
@@ -55,6 +58,8 @@ func TestOverlappingNamesWhatIsInTheWay(t *testing.T) {
 func TestWithMakesTheClaimTheNodesLease(t *testing.T) {
 	claim := lease("h1", 1, "10.5.1.0/24", "fd00:5:0:1::/64")
 	h2 := lease("h2", 2, "10.5.2.0/24")
+	sameMAC := lease("h9", 9, "10.5.9.0/24")
+	sameMAC.MAC = claim.MAC
 	const own = "10.5.1.0/24 fd00:5:0:1::/64 of h1 via 192.0.2.1\n"
 	const other = "10.5.2.0/24 of h2 via 192.0.2.2\n"
 	for _, c := range []struct {
@@ -71,6 +76,7 @@ func TestWithMakesTheClaimTheNodesLease(t *testing.T) {
 		{"a stranger has it and more", []subnet.Lease{lease("h9", 9, "10.5.0.0/20")}, own},
 		{"a stranger has the IPv6 subnet", []subnet.Lease{lease("h9", 9, "10.5.9.0/24", "fd00:5:0:1::/64"), h2}, own + other},
 		{"a stranger has the public address", []subnet.Lease{h2, lease("h9", 1, "10.5.9.0/24")}, own + other},
+		{"a stranger has the MAC", []subnet.Lease{sameMAC, h2}, own + other},
 		{"hosts without a name are not the node", []subnet.Lease{lease("", 3, "10.5.3.0/24")}, own + "10.5.3.0/24 of 192.0.2.3 via 192.0.2.3\n"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {

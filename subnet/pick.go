@@ -15,7 +15,7 @@ var ErrNoSpace = errors.New("no free subnet")
 // Pick chooses the node's subnets, one of each family in use: those of its live lease, else the one reserved for it, else
 // the one it held last, else one never used, searched from a hash of the name on so that joiners do not race for the same one, else the one unused
 // for the longest time. It never returns a subnet that overlaps another lease, another node's reservation or a skipped
-// record of any length.
+// record of any length that a host can have.
 // The error is [ErrNoSpace] with counts. Only Node and the subnets of the result are set.
 func (s Snapshot) Pick(node string) (Lease, error) {
 	l := Lease{Node: node}
@@ -54,7 +54,11 @@ func (s Snapshot) taken(node string) []netip.Prefix {
 		}
 	}
 	for _, k := range s.Skipped {
-		taken = append(taken, k.Subnets...)
+		for _, p := range k.Subnets {
+			if s.Config.holds(p) {
+				taken = append(taken, p)
+			}
+		}
 	}
 	return taken
 }

@@ -64,7 +64,9 @@ func candidates(t *rapid.T, s subnet.Snapshot, p subnet.Pool) (free, unused []ne
 		taken = append(taken, l.Subnets()...)
 	}
 	for _, k := range s.Skipped {
-		taken = append(taken, k.Subnets...)
+		if k.Subnets[0].Bits() > p.Network.Bits() { // what covers all of the pool is nobody's
+			taken = append(taken, k.Subnets...)
+		}
 	}
 	for _, h := range s.Held {
 		used = append(used, h.Subnet)

@@ -5,10 +5,12 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
-// cable carries TCP to a server. It can be cut, and it can go mute: then connections stand and nothing passes.
+// cable carries TCP to a server. It can be cut, it can go mute: then connections stand and nothing passes; and it can
+// freeze: then nothing passes on the connections that there are, and new ones work.
 type cable struct {
 	url, from, to string
 
@@ -17,13 +19,14 @@ type cable struct {
 	conns    map[net.Conn]bool
 	passing  sync.RWMutex // write-locked while mute
 	muted    bool
+	frosts   atomic.Int32
 	running  sync.WaitGroup
 }
 
 func lay(t *testing.T, url string) *cable {
 	t.Helper()
 	from := freeAddr(t)
-	c := &cable{url: "http://" + from, from: from, to: strings.TrimPrefix(url, "http://"), conns: map[net.Conn]bool{}}
+	c := &cable{url: "http://" + from, from: from, to: url[strings.Index(url, "://")+3:], conns: map[net.Conn]bool{}}
 	c.mend(t)
 	t.Cleanup(func() {
 		c.unmute()
@@ -65,26 +68,31 @@ func (c *cable) connect(l net.Listener, near net.Conn) {
 		return
 	}
 	c.conns[near], c.conns[far] = true, true
-	c.running.Go(func() { c.carry(near, far) })
-	c.running.Go(func() { c.carry(far, near) })
+	made := c.frosts.Load()
+	c.running.Go(func() { carry(gate{c, far, made}, near) })
+	c.running.Go(func() { carry(gate{c, near, made}, far) })
 }
 
-func (c *cable) carry(from, to net.Conn) {
+func carry(to gate, from net.Conn) {
 	defer from.Close()
 	defer to.Close()
-	_, _ = io.Copy(gate{c, to}, from)
+	_, _ = io.Copy(struct{ io.Writer }{to}, from)
 }
 
-// gate passes writes on while the cable is not mute.
+// gate passes writes on while the cable is not mute, and drops them once it is frozen.
 type gate struct {
-	c  *cable
-	to net.Conn
+	c *cable
+	net.Conn
+	made int32
 }
 
 func (g gate) Write(b []byte) (int, error) {
+	if g.made != g.c.frosts.Load() {
+		return len(b), nil
+	}
 	g.c.passing.RLock()
 	defer g.c.passing.RUnlock()
-	return g.to.Write(b)
+	return g.Conn.Write(b)
 }
 
 func (c *cable) cut() {
@@ -100,6 +108,15 @@ func (c *cable) cut() {
 	}
 	clear(c.conns)
 }
+
+// used says whether there is a connection.
+func (c *cable) used() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.conns) > 0
+}
+
+func (c *cable) freeze() { c.frosts.Add(1) }
 
 func (c *cable) mute(t *testing.T) {
 	t.Helper()

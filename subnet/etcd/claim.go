@@ -60,6 +60,7 @@ type Claim struct {
 	key      string
 	claim    clientv3.LeaseID
 	alive    clientv3.LeaseID
+	unsure   []leaseIDs // of writes with an unknown outcome: the keys may hang on any of them
 	deadline time.Duration
 }
 
@@ -158,7 +159,11 @@ func (c *Claim) acquire(ctx context.Context, only []netip.Prefix) error {
 		return err
 	}
 	if err := b.write(ctx, c, claim, alive); err != nil {
-		if !errors.Is(err, errUnknown) {
+		if errors.Is(err, errUnknown) {
+			c.mu.Lock()
+			c.unsure = append(c.unsure, leaseIDs{claim, alive})
+			c.mu.Unlock()
+		} else {
 			c.store.revoke(ctx, claim, alive)
 		}
 		return err
@@ -168,12 +173,15 @@ func (c *Claim) acquire(ctx context.Context, only []netip.Prefix) error {
 	b.view.own = nil
 	b.view.wrote(key, b.lease, claim)
 	c.mu.Lock()
-	c.key, c.lease, c.evicted, c.claim, c.alive = key, b.lease, b.evicted(), claim, alive
+	c.key, c.lease, c.evicted, c.claim, c.alive, c.unsure = key, b.lease, b.evicted(), claim, alive, nil
 	c.network = b.view.only(key)
 	c.deadline = c.terms.deadline(sent)
 	c.mu.Unlock()
-	c.store.revoke(ctx, append(b.t.replaced, former.claim, former.alive)...)
-	if former.claim == 0 { // a watch begins soon
+	for _, ids := range former { // what was unknown is known: no other write can succeed any more
+		b.t.replaced = append(b.t.replaced, ids.claim, ids.alive)
+	}
+	c.store.revoke(ctx, b.t.replaced...)
+	if former[0].claim == 0 { // a watch begins soon
 		c.store.seed.Store(b.view)
 	}
 	return nil

@@ -47,7 +47,7 @@ func (c *Claim) Keep(ctx context.Context, renewed func()) error {
 		case <-claim.C:
 			err = c.renew(ctx)
 		case <-alive.C:
-			if err = c.store.keepAlive(ctx, c.ids().alive); errors.Is(err, errGone) { // it is short: no reason to doubt the store
+			if err = c.live(ctx); errors.Is(err, errGone) { // it is short: no reason to doubt the store
 				back = time.After(0)
 				continue
 			}
@@ -103,20 +103,34 @@ func (s *Store) lost() { nudge(s.doubt) }
 
 type leaseIDs struct{ claim, alive clientv3.LeaseID }
 
-func (c *Claim) ids() leaseIDs {
+// ids returns the etcd leases on which our keys hang, and then those on which they may hang instead.
+func (c *Claim) ids() []leaseIDs {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return leaseIDs{c.claim, c.alive}
+	return append([]leaseIDs{{c.claim, c.alive}}, c.unsure...)
 }
 
+// renew moves the deadline, if whatever the keys may hang on is renewed.
 func (c *Claim) renew(ctx context.Context) error {
 	sent := c.terms.Now()
-	if err := c.store.keepAlive(ctx, c.ids().claim); err != nil {
-		return err
+	for _, ids := range c.ids() {
+		if err := c.store.keepAlive(ctx, ids.claim); err != nil {
+			return err
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.deadline = c.terms.deadline(sent)
+	return nil
+}
+
+// live renews the sign of life.
+func (c *Claim) live(ctx context.Context) error {
+	for _, ids := range c.ids() {
+		if err := c.store.keepAlive(ctx, ids.alive); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -214,8 +214,15 @@ func (n *network) host(t *testing.T, node, ip string) *host {
 
 func hostAt(t *testing.T, url, prefix, node, ip string) *host {
 	t.Helper()
+	return hostWith(t, node, ip, etcd.Options{Endpoints: []string{url}, Prefix: prefix})
+}
+
+// hostWith opens a store with options of its own.
+func hostWith(t *testing.T, node, ip string, o etcd.Options) *host {
+	t.Helper()
 	told := &troubles{}
-	s, err := etcd.Open(etcd.Options{Endpoints: []string{url}, Prefix: prefix, Trouble: told.tell})
+	o.Trouble = told.tell
+	s, err := etcd.Open(o)
 	must(t, err)
 	t.Cleanup(func() { _ = s.Close() }) // the context error of an unanswered request
 	return &host{

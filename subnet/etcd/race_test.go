@@ -40,20 +40,32 @@ func TestTwentyClaimantsOfTwentySubnetsAllGetOne(t *testing.T) {
 func TestTwoClaimantsOfTheLastTwoSubnetsNeverGetTheSame(t *testing.T) {
 	t.Parallel()
 	n := serve(t, "")
-	for i := range 50 {
-		p := fmt.Sprintf("/network%d", i)
-		_, err := n.plain.Put(t.Context(), p+"/config", `{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`)
-		must(t, err)
-		// In half of the networks the two names hash to the same subnet.
-		a := hostAt(t, n.url, p, fmt.Sprintf("a%d", i), "192.0.2.7")
-		b := hostAt(t, n.url, p, fmt.Sprintf("b%d", i), "192.0.2.8")
-		first, second := a.claiming(t), b.claiming(t)
-		x, y := first.await(t).Lease(), second.await(t).Lease()
-		s, err := a.store.List(t.Context())
-		must(t, err)
-		if x.Subnet == y.Subnet || len(s.Leases) != 2 || len(s.Held) != 2 {
-			t.Fatalf("network %d: %s and %s, and listed\n%s", i, x, y, describe(s))
-		}
+	const groups, each = 8, 25 // 200 races
+	for group := range groups {
+		t.Run(fmt.Sprint(group), func(t *testing.T) {
+			t.Parallel()
+			for i := range each {
+				race(t, n, group*each+i)
+			}
+		})
+	}
+}
+
+// race lets two hosts claim the two subnets of the ith network at once. Neither ends without a lease, nor with the other's.
+func race(t *testing.T, n *network, i int) {
+	t.Helper()
+	p := fmt.Sprintf("/network%d", i)
+	_, err := n.plain.Put(t.Context(), p+"/config", `{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`)
+	must(t, err)
+	// In half of the networks the two names hash to the same subnet.
+	a := hostAt(t, n.url, p, fmt.Sprintf("a%d", i), "192.0.2.7")
+	b := hostAt(t, n.url, p, fmt.Sprintf("b%d", i), "192.0.2.8")
+	first, second := a.claiming(t), b.claiming(t)
+	x, y := first.await(t).Lease(), second.await(t).Lease()
+	s, err := a.store.List(t.Context())
+	must(t, err)
+	if x.Subnet == y.Subnet || len(s.Leases) != 2 || len(s.Held) != 2 {
+		t.Fatalf("network %d: %s and %s, and listed\n%s", i, x, y, describe(s))
 	}
 }
 

@@ -52,7 +52,7 @@ func (s *Store) Release(ctx context.Context, node, boot string) (subnet.Lease, e
 		}
 	}
 	lease := own[0].lease
-	if err := t.commit(ctx, s, k.node(node)); err != nil {
+	if err := t.commit(ctx, s, string(own[0].kv.Key)); err != nil {
 		return lease, fmt.Errorf("release %s: %w", leaseName(lease), err)
 	}
 	s.revoke(ctx, t.replaced...)

@@ -32,7 +32,8 @@ func (s *Store) reservations(ctx context.Context, revision int64) ([]subnet.Rese
 
 // Reserve keeps a subnet for a node: nobody else gets it, and the node gets it when it next takes a lease. It takes the
 // place of the node's former reservation in that family, which is returned; the zero Prefix when there was none. It is an
-// error when somebody else has the subnet or it is none of the network's. Hosts that run flannel do not know of it.
+// error when somebody else has the subnet or it is none of the network's. Hosts that run flannel do not know of it, and a
+// host whose lease has expired while its pods run takes that subnet back all the same.
 func (s *Store) Reserve(ctx context.Context, node string, p netip.Prefix) (former netip.Prefix, err error) {
 	if err := subnet.CheckNode(node); err != nil {
 		return former, err

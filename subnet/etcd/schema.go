@@ -94,13 +94,15 @@ type backendData struct {
 }
 
 const (
-	backendVXLAN = "vxlan"
-	no4          = "0.0.0.0"
-	maxValue     = 4096 // bytes; ours have about 150
+	no4      = "0.0.0.0"
+	maxValue = 4096 // bytes; ours have about 150
 )
 
 func encodeLease(l subnet.Lease, vni uint32) string {
-	v := value{PublicIP: l.PublicIP.String(), BackendType: l.Backend, BackendData: &backendData{VNI: vni, VtepMAC: l.MAC}, Node: l.Node}
+	v := value{PublicIP: l.PublicIP.String(), BackendType: l.Backend, Node: l.Node}
+	if l.Backend == subnet.BackendVXLAN {
+		v.BackendData = &backendData{VNI: vni, VtepMAC: l.MAC}
+	}
 	if !l.PublicIP.Is4() {
 		six := v.PublicIP
 		v.PublicIP, v.PublicIPv6 = no4, &six // flannel wants an IPv4 address here and drops every lease otherwise
@@ -138,21 +140,26 @@ func decodeLease(k keys, c subnet.Config, kv *mvccpb.KeyValue) (subnet.Lease, *s
 			return skip(subnet.ReasonNode, "%v", err)
 		}
 	}
-	l.Node = v.Node // also of a lease that is of no use: its node can mend it
-	if !strings.EqualFold(v.BackendType, backendVXLAN) || v.BackendData == nil {
-		return skip(subnet.ReasonValue, "backend %q: this network has %s", v.BackendType, backendVXLAN)
-	}
-	if v.BackendData.VNI != 0 && v.BackendData.VNI != c.Backend.VNI {
-		return skip(subnet.ReasonValue, "VNI %d: this network has %d", v.BackendData.VNI, c.Backend.VNI)
-	}
+	l.Node = v.Node // also of a lease that is of no use: its node can mend it, and the next holder of its address remove it
 	ip, is4 := v.PublicIP, true
 	if v.PublicIPv6 != nil && (ip == "" || ip == no4) {
 		ip, is4 = *v.PublicIPv6, false
 	}
-	if l.PublicIP, err = netip.ParseAddr(ip); err != nil || l.PublicIP.Is4() != is4 || l.PublicIP.Zone() != "" {
+	l.PublicIP, err = netip.ParseAddr(ip)
+	l.Backend = c.Backend.Type
+	if !strings.EqualFold(v.BackendType, l.Backend) || l.Backend == subnet.BackendVXLAN && v.BackendData == nil {
+		return skip(subnet.ReasonValue, "backend %q: this network has %s", v.BackendType, l.Backend)
+	}
+	if v.BackendData == nil {
+		v.BackendData = &backendData{}
+	}
+	if v.BackendData.VNI != 0 && v.BackendData.VNI != c.Backend.VNI {
+		return skip(subnet.ReasonValue, "VNI %d: this network has %d", v.BackendData.VNI, c.Backend.VNI)
+	}
+	if err != nil || l.PublicIP.Is4() != is4 || l.PublicIP.Zone() != "" {
 		return skip(subnet.ReasonPublicIP, "public address %q", ip)
 	}
-	l.MAC, l.Backend, l.Created = v.BackendData.VtepMAC, backendVXLAN, kv.CreateRevision
+	l.MAC, l.Created = v.BackendData.VtepMAC, kv.CreateRevision
 	return l, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -102,14 +103,15 @@ func (s *security) current() *tls.Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := stamps(s.options)
-	if now == s.seen {
+	if now == s.seen && s.status.Trouble == nil { // a file that may not be read does not change when it may be
 		return s.config
 	}
-	s.seen = now
 	config, expires, err := loadTLS(s.options)
-	s.status.Trouble = err
-	if err != nil {
+	if err != nil && now != s.seen {
 		s.status.ReloadErrors++
+	}
+	s.seen, s.status.Trouble = now, err
+	if err != nil {
 		return s.config
 	}
 	s.config, s.status.Expires = config, expires
@@ -140,22 +142,44 @@ func (s *security) ClientHandshake(ctx context.Context, authority string, raw ne
 }
 
 // greeted is a connection on which the server has not spoken yet: in TLS 1.3 it says only then that it does not like our
-// certificate.
+// certificate. When it ends the connection at once, that may overtake what it said.
 type greeted struct {
 	net.Conn
 	security *security
-	heard    bool
+	heard    atomic.Bool
 }
 
 // Read implements [net.Conn].
 func (g *greeted) Read(b []byte) (int, error) {
 	n, err := g.Conn.Read(b)
 	var alert tls.AlertError
-	if !g.heard && (err == nil || errors.As(err, &alert) || strings.Contains(err.Error(), "remote error: tls:")) {
-		g.heard = true
+	switch {
+	case g.heard.Load():
+	case err == nil || errors.As(err, &alert) || strings.Contains(err.Error(), "remote error: tls:"):
+		g.heard.Store(true)
 		g.security.note(err)
+	default:
+		g.security.hung(err)
 	}
 	return n, err
+}
+
+// Write implements [net.Conn].
+func (g *greeted) Write(b []byte) (int, error) {
+	n, err := g.Conn.Write(b)
+	if err != nil && !g.heard.Load() {
+		g.security.hung(err)
+	}
+	return n, err
+}
+
+// hung notes that the server hung up without a word. What it said on another connection tells more.
+func (s *security) hung(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refused == nil && !errors.Is(err, net.ErrClosed) { // we did not hang up
+		s.refused = fmt.Errorf("the server ends connections without a word, as when it does not take the client certificate: %w", err)
+	}
 }
 
 func (s *security) note(err error) {
@@ -171,6 +195,9 @@ func (s *security) why() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if end := s.status.Expires; s.refused != nil && !end.IsZero() && time.Now().After(end) { // older servers do not say so
+		return fmt.Errorf("%w: the client certificate %s is an expired certificate: it ended at %s", s.refused, s.options.CertFile, end.Format(time.DateTime))
+	}
 	return s.refused
 }
 

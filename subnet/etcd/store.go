@@ -39,7 +39,7 @@ type Options struct {
 const (
 	requestTimeout = 5 * time.Second // of every request
 	pingAfter      = 10 * time.Second
-	pingTimeout    = 5 * time.Second // a connection that is dead without saying so is noticed within 15 s
+	pingTimeout    = 4 * time.Second // a connection that is dead without saying so is noticed within 15 s
 	reconnectMax   = 5 * time.Second
 	diagnoseWithin = 800 * time.Millisecond
 )

@@ -2,16 +2,8 @@ package etcd_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net"
 	"net/url"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -20,59 +12,42 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/overlayd/overlayd/subnet/etcd"
+	"github.com/overlayd/overlayd/subnet/etcd/etcdtest"
 )
 
 // authority issues certificates for one test.
 type authority struct {
+	*etcdtest.Authority
 	dir  string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
 	file string // the certificate
 }
 
 func newAuthority(t *testing.T) *authority {
 	t.Helper()
 	a := &authority{dir: t.TempDir()}
-	a.cert = &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	var err error
-	a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	der, err := x509.CreateCertificate(rand.Reader, a.cert, a.cert, &a.key.PublicKey, a.key)
-	must(t, err)
 	a.file = filepath.Join(a.dir, "ca.pem")
-	writePEM(t, a.file, "CERTIFICATE", der)
+	var err error
+	a.Authority, err = etcdtest.NewAuthority(a.file)
+	must(t, err)
 	return a
 }
 
-// issue writes a certificate for 127.0.0.1 and its key, fit for both ends.
+// issue writes a certificate for 127.0.0.1 and its key, fit for both ends. It lasts for an hour.
 func (a *authority) issue(t *testing.T, certFile, keyFile string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "host1"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert, &key.PublicKey, a.key)
-	must(t, err)
-	writePEM(t, certFile, "CERTIFICATE", der)
-	text, err := x509.MarshalPKCS8PrivateKey(key)
-	must(t, err)
-	writePEM(t, keyFile, "PRIVATE KEY", text)
+	a.issueUntil(t, certFile, keyFile, time.Now().Add(time.Hour))
 }
 
-func writePEM(t *testing.T, name, kind string, der []byte) {
+func (a *authority) issueUntil(t *testing.T, certFile, keyFile string, end time.Time) {
 	t.Helper()
-	must(t, os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	must(t, a.Issue(etcdtest.Certificate{Name: "host1", Addrs: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: end, Cert: certFile, Key: keyFile}))
 }
 
 // serveTLS starts a server that wants a client certificate of the authority, and returns its URL.
 func serveTLS(t *testing.T, a *authority) string {
 	t.Helper()
-	cert, key := filepath.Join(a.dir, "server.pem"), filepath.Join(a.dir, "server.key")
+	dir := t.TempDir() // not the authority's: it may have several servers
+	cert, key := filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key")
 	a.issue(t, cert, key)
 	return launch(t, "https", func(c *embed.Config) {
 		c.ClientTLSInfo = transport.TLSInfo{CertFile: cert, KeyFile: key, TrustedCAFile: a.file, ClientCertAuth: true}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -68,23 +69,36 @@ func (t *transaction) touch(v *view, p netip.Prefix, node string) {
 // be what others go by.
 var errUnknown = errors.New("write the lease, outcome unknown")
 
-// commit writes. When the answer is lost, whether it was written is read from what hangs on the new etcd lease.
-func (t *transaction) commit(ctx context.Context, s *Store, nodeKey string) error {
+// commit writes. When the answer is lost, whether it was written is read from the key that tells; likewise when the request
+// has come twice, and only the first could succeed. An empty key tells nothing.
+func (t *transaction) commit(ctx context.Context, s *Store, telling string) error {
+	var otherwise []clientv3.Op
+	if telling != "" {
+		otherwise = append(otherwise, clientv3.OpGet(telling))
+	}
 	answer, err := request(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).If(t.compares...).Then(t.ops...).Commit()
+		return s.client.Txn(ctx).If(t.compares...).Then(t.ops...).Else(otherwise...).Commit()
 	})
-	if err == nil {
-		if !answer.Succeeded {
-			return errRace
-		}
+	switch {
+	case err == nil && (answer.Succeeded || telling != "" && t.written(answer.Responses[0].GetResponseRange().Kvs)):
 		return nil
-	}
-	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+	case err == nil:
+		return errRace
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
 		return fmt.Errorf("write the lease: %w", err)
-	}
-	written, readErr := request(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return s.client.Get(ctx, nodeKey) })
-	if readErr == nil && len(written.Kvs) == 1 && clientv3.LeaseID(written.Kvs[0].Lease) == t.claim {
-		return nil
+	case telling != "":
+		now, readErr := request(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return s.client.Get(ctx, telling) })
+		if readErr == nil && t.written(now.Kvs) {
+			return nil
+		}
 	}
 	return fmt.Errorf("%w: %w", errUnknown, s.explain(ctx, err))
+}
+
+// written says whether the key that tells is as the transaction makes it: on the new etcd lease, or without one removed.
+func (t *transaction) written(kvs []*mvccpb.KeyValue) bool {
+	if t.claim == 0 {
+		return len(kvs) == 0
+	}
+	return len(kvs) == 1 && clientv3.LeaseID(kvs[0].Lease) == t.claim
 }

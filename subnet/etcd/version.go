@@ -42,7 +42,9 @@ func (s *Store) Weakness(ctx context.Context) (string, error) {
 
 // isWeak says whether a version such as 3.4.23 is one before the fixes. One that cannot be read is not.
 func isWeak(version string) bool {
-	version, _, _ = strings.Cut(version, "-")
+	if extra := strings.IndexAny(version, "-+"); extra >= 0 {
+		version = version[:extra]
+	}
 	parts := strings.Split(version, ".")
 	if len(parts) != 3 || parts[0] != "3" {
 		return false

@@ -166,8 +166,8 @@ func TestABadConfigurationKeepsTheFormerOneAndIsNamed(t *testing.T) {
 		spoil        func(t *testing.T, n *network)
 	}{
 		{"not JSON", "not JSON", func(t *testing.T, n *network) { n.put(t, "/config", "{") }},
-		{"another network's backend", "host-gw", func(t *testing.T, n *network) {
-			n.put(t, "/config", `{"Network":"10.9.0.0/16","Backend":{"Type":"host-gw"}}`)
+		{"another network's backend", "udp", func(t *testing.T, n *network) {
+			n.put(t, "/config", `{"Network":"10.9.0.0/16","Backend":{"Type":"udp"}}`)
 		}},
 		{"deleted", "deleted", func(t *testing.T, n *network) { n.remove(t, "/config") }},
 	} {
