@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -62,7 +60,8 @@ func measurePeers(b *testing.B, name string, n int) {
 	await(b, h, n)
 	boot := time.Since(start)
 	status := ask(b, h)
-	resident := residentMiB(b, h.Daemon().PID())
+	resident, err := residentMiB(h.Daemon().PID())
+	check(b, err)
 
 	bare := bareRows(b, l, n)
 	ratio := func(d time.Duration) float64 { return d.Seconds() / bare.Seconds() }
@@ -93,7 +92,7 @@ func oneHost(b *testing.B, name string) (*lab.Lab, *lab.Host) {
 	return l, h
 }
 
-func check(b *testing.B, err error) {
+func check(b testing.TB, err error) {
 	b.Helper()
 	if err != nil {
 		b.Fatal(err)
@@ -111,10 +110,8 @@ func putLeases(b *testing.B, c *clientv3.Client, n int) {
 	const most = 128 // operations of a transaction: etcd's default limit
 	var ops []clientv3.Op
 	for i := range n {
-		s, ip, mac := peer(i)
-		key := fmt.Sprintf("/overlayd/network/subnets/%s-%d", s.Addr(), s.Bits())
-		ops = append(ops, clientv3.OpPut(key, fmt.Sprintf(
-			`{"PublicIP":%q,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},"Node":"peer%d"}`, ip, mac, i)))
+		_, ip, _ := peer(i)
+		ops = append(ops, putPeer(i, ip))
 	}
 	for part := range slices.Chunk(ops, most) {
 		_, err := c.Txn(context.Background()).Then(part...).Commit()
@@ -122,11 +119,24 @@ func putLeases(b *testing.B, c *clientv3.Client, n int) {
 	}
 }
 
+// putPeer writes the lease of the i-th made-up host, which is at the given address.
+func putPeer(i int, at netip.Addr) clientv3.Op {
+	s, _, mac := peer(i)
+	key := fmt.Sprintf("/overlayd/network/subnets/%s-%d", s.Addr(), s.Bits())
+	return clientv3.OpPut(key, fmt.Sprintf(
+		`{"PublicIP":%q,"PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},"Node":"peer%d"}`, at, mac, i))
+}
+
 // status is what the bench reads of a daemon's answer.
 type status struct {
 	Ready  bool
 	Peers  int
-	Kernel struct{ Took time.Duration }
+	Kernel kernelStatus
+}
+
+type kernelStatus struct {
+	Took         time.Duration
+	Passes, Made int
 }
 
 // ask reads the daemon's status over its socket.
@@ -137,16 +147,12 @@ func ask(b *testing.B, h *lab.Host) status {
 }
 
 func askOnce(h *lab.Host) (status, error) {
-	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(h.Dir, "run", "overlayd.sock"))
-	}}}
 	var s status
-	answer, err := c.Get("http://overlayd/status")
+	text, err := overSocket(h, "/status")
 	if err != nil {
 		return s, err
 	}
-	text, err := io.ReadAll(answer.Body)
-	return s, errors.Join(err, answer.Body.Close(), json.Unmarshal(text, &s))
+	return s, json.Unmarshal(text, &s)
 }
 
 // await waits until the daemon has programmed n peers.
@@ -175,18 +181,19 @@ func wipeRows(b *testing.B, h *lab.Host) {
 	}))
 }
 
-func residentMiB(b *testing.B, pid int) float64 {
+// residentMiB is how much memory a process has.
+func residentMiB(pid int) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	check(b, err)
+	if err != nil {
+		return 0, err
+	}
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
 			kib, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
-			check(b, err)
-			return float64(kib) / 1024
+			return float64(kib) / 1024, err
 		}
 	}
-	b.Fatal("no VmRSS")
-	return 0
+	return 0, errors.New("no VmRSS")
 }
 
 // bareRows makes n peers' rows on a fresh host with the netlink package's own calls, one row a request.

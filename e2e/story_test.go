@@ -28,6 +28,8 @@ type story struct {
 	hosts map[string]*lab.Host
 	pods  map[string]*lab.Pod
 	flows []*lab.Flow
+
+	streams []*lab.Stream
 }
 
 type storyKey struct{}
@@ -51,7 +53,7 @@ func TestStories(t *testing.T) {
 			env.Defer(func() { s.end(env.T()) })
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		Cmds: withPaths(withFaults(map[string]func(*testscript.TestScript, bool, []string){
 			"etcd":       verb(-1, (*story).etcd),
 			"store":      verb(0, (*story).store),
 			"network":    verb(-1, (*story).network),
@@ -72,7 +74,7 @@ func TestStories(t *testing.T) {
 			"on":         on,
 			"eventually": func(ts *testscript.TestScript, neg bool, a []string) { eventually(ts, neg, lab.Patience, a) },
 			"soon":       func(ts *testscript.TestScript, neg bool, a []string) { eventually(ts, neg, 3*lab.Patience, a) },
-		},
+		})),
 	})
 }
 
@@ -101,6 +103,9 @@ func (s *story) end(t testscript.T) {
 	for _, f := range s.flows {
 		f.Stop()
 	}
+	for _, f := range s.streams {
+		f.Stop()
+	}
 	if failed, ok := t.(interface{ Failed() bool }); ok && failed.Failed() {
 		t.Log(s.lab.Logs())
 	}
@@ -109,7 +114,8 @@ func (s *story) end(t testscript.T) {
 	}
 }
 
-// etcd starts the server, or with "stop" stops it, or with "wipe" starts it anew with nothing.
+// etcd starts the server, or with "stop" stops it, or with "wipe" starts it anew with nothing; "backup" copies its data, and
+// "restore" starts it anew with that copy.
 func (s *story) etcd(_ *testscript.TestScript, args []string) error {
 	switch strings.Join(args, " ") {
 	case "":
@@ -118,8 +124,12 @@ func (s *story) etcd(_ *testscript.TestScript, args []string) error {
 		return s.lab.StopEtcd()
 	case "wipe":
 		return s.lab.WipeEtcd()
+	case "backup":
+		return s.lab.BackUpEtcd()
+	case "restore":
+		return s.lab.RestoreEtcd()
 	}
-	return fmt.Errorf("etcd %s: want stop, wipe or nothing", args)
+	return fmt.Errorf("etcd %s: want stop, wipe, backup, restore or nothing", args)
 }
 
 // network configures the network from a file, as an admin on the given host.
@@ -245,6 +255,9 @@ func (s *story) lost(ts *testscript.TestScript, args []string) error {
 func (s *story) output(name string, args []string) (string, error) {
 	if p, ok := s.pods[name]; ok {
 		return p.Output(nil, args[0], args[1:]...)
+	}
+	if name == "etcd" {
+		return s.lab.EtcdHost().Output(nil, args[0], args[1:]...)
 	}
 	h, ok := s.hosts[name]
 	if !ok {

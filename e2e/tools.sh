@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs from Debian or Ubuntu what the tests need and this machine lacks; elsewhere, or without root, names it.
+# Installs from Debian or Ubuntu what the tests need and this machine lacks; elsewhere, or without root, names it. With
+# "bench", what the benchmarks need besides.
 set -eu
 
 missing=
@@ -8,7 +9,12 @@ need() { # command package...
 }
 need ip iproute2
 need bridge iproute2
+need nft nftables # the judge of our tables
+need iptables iptables # what Docker and admins use beside them
+need etcd etcd-server # a real cluster, of a version that hosts meet
+need etcdctl etcd-client
 need gcc gcc libc6-dev # the race detector is linked by it
+[ "${1-}" != bench ] || need iperf3 iperf3 # the judge of throughput; tests do without
 [ -n "$missing" ] || exit 0
 
 install="apt-get install -y --no-install-recommends$(printf ' %s' $missing | tr ' ' '\n' | sort -u | tr '\n' ' ')"

@@ -23,12 +23,22 @@ type Host struct {
 	Addr   string // on the underlay
 	Dir    string
 	lab    *Lab
+	router *Host // on the way to the switch; nil when it is there itself
 	daemon *Process
 	pods   []*Pod
 }
 
 // Host adds a machine with the given address to the underlay.
 func (l *Lab) Host(name, addr string) (*Host, error) {
+	h, err := l.unplugged(name, addr)
+	if err != nil {
+		return nil, err
+	}
+	return h, h.Plug()
+}
+
+// unplugged is a machine without a cable.
+func (l *Lab) unplugged(name, addr string) (*Host, error) {
 	n, err := NewNetns(l.scoped(name))
 	if err != nil {
 		return nil, err
@@ -42,21 +52,21 @@ func (l *Lab) Host(name, addr string) (*Host, error) {
 	if err := os.WriteFile(h.Profile(), []byte(profile), 0o600); err != nil {
 		return nil, err
 	}
-	if err := l.plug(n, name, addr); err != nil {
-		return nil, err
-	}
 	return h, n.Echo()
 }
+
+// Plug connects the machine to the switch by its cable: eth0 with its address. It does so again after eth0 was deleted.
+func (h *Host) Plug() error { return h.lab.plug(h.Netns, h.ID, h.Addr) }
 
 // Hosts are the machines in the order in which they were added.
 func (l *Lab) Hosts() []*Host { return l.hosts }
 
 // Env is the environment in which overlayd and its commands are run on the host.
 func (h *Host) Env() []string {
-	return []string{
+	return append([]string{
 		"OVERLAYD_ETCD_ENDPOINTS=" + EtcdEndpoint, "OVERLAYD_NODE_NAME=" + h.ID, "OVERLAYD_IFACE=eth0",
 		"OVERLAYD_RUN_DIR=" + filepath.Join(h.Dir, "run"), "OVERLAYD_STATE_DIR=" + filepath.Join(h.Dir, "state"),
-	}
+	}, h.lab.cluster.env(h.ID)...)
 }
 
 // Profile is a file with the host's environment for a shell inside the lab.
@@ -182,6 +192,11 @@ func (l *Lab) Logs() string {
 		}
 	}
 	show("etcd", l.server)
+	if l.cluster != nil {
+		for _, m := range l.cluster.Members {
+			show(m.Name, m.process)
+		}
+	}
 	for _, h := range l.hosts {
 		show(h.ID, h.daemon)
 	}

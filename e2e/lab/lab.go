@@ -23,6 +23,7 @@ type Lab struct {
 	underlay *Netns
 	etcd     *Netns
 	server   *Process
+	cluster  *Cluster // in the place of the server
 	hosts    []*Host
 }
 
@@ -84,6 +85,7 @@ func (l *Lab) Close() error {
 	if l.etcd != nil {
 		spaces = append(spaces, l.etcd)
 	}
+	errs = append(errs, l.cluster.close()...)
 	for _, n := range spaces {
 		errs = append(errs, n.Remove())
 	}
@@ -143,6 +145,9 @@ func (l *Lab) cable(port string, set func(netlink.Link) error) error {
 	})
 }
 
+// EtcdHost is the namespace of the etcd server, nil before the first start.
+func (l *Lab) EtcdHost() *Netns { return l.etcd }
+
 // Etcd starts the etcd server, or the same again after it was stopped, and waits until it answers.
 func (l *Lab) Etcd() error {
 	if l.etcd == nil {
@@ -173,6 +178,25 @@ func (l *Lab) Etcd() error {
 // WipeEtcd makes the server start again with nothing.
 func (l *Lab) WipeEtcd() error {
 	if err := errors.Join(l.StopEtcd(), os.RemoveAll(filepath.Join(l.Dir, "etcd"))); err != nil {
+		return err
+	}
+	return l.Etcd()
+}
+
+// BackUpEtcd copies the server's data while it is stopped for a moment.
+func (l *Lab) BackUpEtcd() error {
+	if err := errors.Join(l.StopEtcd(), os.RemoveAll(l.backup()), os.CopyFS(l.backup(), os.DirFS(filepath.Join(l.Dir, "etcd")))); err != nil {
+		return err
+	}
+	return l.Etcd()
+}
+
+func (l *Lab) backup() string { return filepath.Join(l.Dir, "etcd.backup") }
+
+// RestoreEtcd makes the server start again with the copy that [Lab.BackUpEtcd] made.
+func (l *Lab) RestoreEtcd() error {
+	data := filepath.Join(l.Dir, "etcd")
+	if err := errors.Join(l.StopEtcd(), os.RemoveAll(data), os.CopyFS(data, os.DirFS(l.backup()))); err != nil {
 		return err
 	}
 	return l.Etcd()
