@@ -33,10 +33,10 @@ const (
 	rankPodPort
 	rankVXLAN
 	rankBridge
-	rankPort
 	rankHalf
 	rankSysctl
 	rankForwarding
+	rankPort // after the bridge's knobs: a port gives it a link-local address, for which it must not wait two seconds
 	rankAddr
 	rankFDB
 	rankNeigh
@@ -46,7 +46,7 @@ const (
 )
 
 // kinds are the names of the ranks.
-var kinds = [...]string{"table", "member", "member", "vxlan", "bridge", "port", "half", "sysctl", "sysctl", "addr", "fdb", "neigh", "nexthop", "route", "accept"}
+var kinds = [...]string{"table", "member", "member", "vxlan", "bridge", "half", "sysctl", "sysctl", "port", "addr", "fdb", "neigh", "nexthop", "route", "accept"}
 
 // Kinds are all that [Kind] returns.
 func Kinds() []string { return slices.Compact(slices.Clone(kinds[:])) }

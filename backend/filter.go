@@ -199,6 +199,27 @@ func (p PodPort) String() string {
 	return fmt.Sprintf("element bridge %s ports { %s }", TableName, p.Link)
 }
 
+// Stray is an element of one of our sets that is never wanted: only removed. Either it says something in which no plan is
+// interested, or there is another one with its row's key, and one of them is wrong: a set can hold both.
+type Stray struct {
+	Row         Entry  // nil, or what it would be if it were the only one
+	Family, Set string // without a row: where it is
+	First, Last string // and its key's bytes; empty ones are those of the element that matches everything
+}
+
+func (s Stray) key() Entry { return s }
+func (s Stray) rank() int  { return rankMember }
+
+func (s Stray) String() string {
+	switch {
+	case s.Row != nil:
+		return s.Row.String()
+	case s.First == "":
+		return fmt.Sprintf("element %s %s %s { * }", s.Family, TableName, s.Set)
+	}
+	return fmt.Sprintf("element %s %s %s { 0x%x-0x%x }", s.Family, TableName, s.Set, s.First, s.Last)
+}
+
 // Chain is somebody else's base chain at the forward hook that drops what it does not accept.
 type Chain struct {
 	Family, Table, Name string

@@ -104,8 +104,10 @@ func Plan(h Host, s subnet.Snapshot) State {
 			p.peer(l)
 		}
 	}
-	for _, pool := range s.Config.Pools() {
-		p.rows.Add(Route{Dst: pool.Network, Metric: UnreachableMetric})
+	if s.Config.Backend.Type != subnet.BackendAlloc { // there a default route may be the admin's way to peers
+		for _, pool := range s.Config.Pools() {
+			p.rows.Add(Route{Dst: pool.Network, Metric: UnreachableMetric})
+		}
 	}
 	return p.rows
 }

@@ -160,6 +160,7 @@ var errNotOurs = errors.New("the store has no lease of this node: nothing is cha
 func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 	start := time.Now()
 	var made, mended []Change
+	anew := false // a planned change made the VXLAN device anew: what went with the old one nobody's hand has removed
 	last := r.Status()
 	now := Status{Revision: want.Revision, Rows: last.Rows, Peers: last.Peers, Faults: last.Faults, Subnets: last.Subnets} // until it is read
 	for round := range rounds {
@@ -187,11 +188,11 @@ func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 		}
 		done, failed := apply(r.kernel, changes)
 		made = append(made, done...)
-		for _, c := range done {
-			if r.foreign(c) {
-				mended = append(mended, c)
-			}
+		repairs, planned := r.repairs(done)
+		if !anew {
+			mended = append(mended, repairs...)
 		}
+		anew = anew || planned
 		if now.Faults = failed; len(done) == 0 {
 			break
 		}
@@ -203,6 +204,19 @@ func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 	}
 	now.Took = time.Since(start)
 	return Pass{Made: made, Mended: mended, Status: r.record(now, start, len(made))}
+}
+
+// repairs returns the changes that somebody else's hand made necessary, and whether one that was planned is the VXLAN
+// device's.
+func (r *Reconciler) repairs(done []Change) (repairs []Change, planned bool) {
+	for _, c := range done {
+		if r.foreign(c) {
+			repairs = append(repairs, c)
+		} else if _, device := c.Row().(VXLAN); device {
+			planned = true
+		}
+	}
+	return repairs, planned
 }
 
 // foreign says whether somebody else's hand made the change necessary.

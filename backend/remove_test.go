@@ -17,7 +17,16 @@ func installed(t *testing.T) *backendtest.Fake {
 	return k
 }
 
-const knobs = "net/ipv4/ip_forward = 1\nnet/ipv6/conf/overlay.1/disable_ipv6 = 1\nnet/ipv6/conf/ovl0/disable_ipv6 = 1\n"
+const knobs = `net/ipv4/conf/eth0/forwarding = 1
+net/ipv4/conf/overlay.1/accept_redirects = 0
+net/ipv4/conf/overlay.1/forwarding = 1
+net/ipv4/conf/overlay.1/rp_filter = 2
+net/ipv4/conf/ovl0/accept_redirects = 0
+net/ipv4/conf/ovl0/forwarding = 1
+net/ipv4/ip_forward = 1
+net/ipv6/conf/overlay.1/disable_ipv6 = 1
+net/ipv6/conf/ovl0/disable_ipv6 = 1
+`
 
 func TestRemoveLeavesNothingButKnobs(t *testing.T) {
 	k := installed(t)

@@ -2,6 +2,7 @@ package backend
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -21,6 +22,29 @@ func (s State) Add(entries ...Entry) {
 	for _, e := range entries {
 		s[e.key()] = e
 	}
+}
+
+// Found adds a row that was read from a set, which can hold several with one key: all but the first are strays.
+func (s State) Found(e Entry) {
+	if _, taken := s[e.key()]; taken {
+		e = Stray{Row: e}
+	}
+	s.Add(e)
+}
+
+// prefer returns the state with what is wanted under its key, where a stray is that and the row beside it is not.
+func (s State) prefer(want State) State {
+	for _, e := range s {
+		stray, ok := e.(Stray)
+		if !ok || stray.Row == nil || want[stray.Row.key()] != stray.Row {
+			continue
+		}
+		s = maps.Clone(s)
+		other := s[stray.Row.key()]
+		delete(s, stray.key())
+		s.Add(stray.Row, Stray{Row: other})
+	}
+	return s
 }
 
 // Entries returns the rows in the order in which they are made.
@@ -105,6 +129,7 @@ func (c Change) String() string {
 // others need first; then the remaining rows that must go, what needs others first. So a new peer has its FDB and
 // neighbour entries before its route, and a gone peer loses its route before them. Equal states have an empty diff.
 func Diff(want, have State) []Change {
+	have = have.prefer(want)
 	var devices, makes, removes []Change
 	for key, w := range want {
 		switch h := have[key]; h {

@@ -52,9 +52,28 @@ func drawState(t *rapid.T, name string) backend.State {
 	if n := pick("forwarding", 2); n > 0 {
 		s.Add(backend.Sysctl{Name: "net/ipv4/ip_forward", Value: fmt.Sprint(n - 1)})
 	}
+	for _, family := range []string{backend.FamilyInet, backend.FamilyBridge} {
+		if n := pick(family+" table", 2); n > 0 {
+			s.Add(backend.Table{Family: family, Filter: backend.Filter{VNI: uint32(n)}})
+		}
+	}
+	if n := pick("pod", 2); n > 0 {
+		mac, addr := subnet.MAC{2, 5: byte(n)}, netip.MustParseAddr("fd00:5::7")
+		s.Add(backend.Port{Link: "veth1", Bridge: fmt.Sprintf("ovl%d", n)}, backend.PodPort{Link: "veth1"}, backend.PodMAC{Link: "veth1", MAC: mac},
+			backend.PodAddr{Set: backend.SetPods, Link: "veth1", Addr: addr, MAC: mac}, backend.PodAddr{Set: backend.SetTargets, Link: "veth1", Addr: addr, MAC: mac})
+	}
+	if n := pick("foreign chain", 2); n > 0 {
+		s.Add(backend.Accept{Chain: backend.Chain{Family: "ip", Table: "filter", Name: "FORWARD"}, In: n == 1, Dev: "ovl0"})
+	}
 	for peer := range byte(6) {
 		vtep := netip.AddrFrom4([4]byte{10, 5, peer, 0})
 		what := fmt.Sprintf("peer %d ", peer)
+		if n := pick(what+"pair", 2); n > 0 {
+			s.Add(backend.Pair{Inner: netip.PrefixFrom(vtep, 24), Outer: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})})
+		}
+		if n := pick(what+"member", 2); n > 0 {
+			s.Add(backend.Member{Set: backend.SetVTEPs, Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 32)})
+		}
 		if n := pick(what+"FDB", 2); n > 0 {
 			s.Add(backend.FDB{Dev: "overlay.1", MAC: subnet.MAC{2, 5: peer}, Dst: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})})
 		}
@@ -77,8 +96,8 @@ func TestDiffTurnsTheOneStateIntoTheOther(t *testing.T) {
 		changes := backend.Diff(want, have)
 		expected := maps.Clone(want)
 		for key, row := range have {
-			if _, wanted := want[key]; !wanted && kind(row) == sysctls {
-				expected[key] = row // a knob stays as it is
+			if _, wanted := want[key]; !wanted && (kind(row) == sysctls || kind(row) == ports) {
+				expected[key] = row // a knob stays as it is, a pod's link where it is
 			}
 		}
 		if got := apply(have, changes); got.String() != expected.String() {
@@ -92,22 +111,37 @@ func TestDiffTurnsTheOneStateIntoTheOther(t *testing.T) {
 
 // The kinds of rows, each needing only those before it.
 const (
-	devices = iota
+	tables = iota
+	members
+	podPorts
+	devices
 	bridges
 	sysctls
+	ports
 	addrs
 	fdbs
 	neighs
 	nexthops
 	routes
+	accepts
 )
 
 func kind(e backend.Entry) int {
 	switch e.(type) {
+	case backend.Table:
+		return tables
+	case backend.Member, backend.Pair, backend.PodAddr, backend.PodMAC, backend.Stray:
+		return members
+	case backend.PodPort:
+		return podPorts
+	case backend.Accept:
+		return accepts
 	case backend.VXLAN:
 		return devices
 	case backend.Bridge:
 		return bridges
+	case backend.Port:
+		return ports
 	case backend.Sysctl:
 		return sysctls
 	case backend.Addr:
@@ -122,11 +156,11 @@ func kind(e backend.Entry) int {
 	return routes
 }
 
-// stage gives a change its place: devices that go, then what is made or altered from devices to routes, then what goes
-// from routes to devices.
+// stage gives a change its place: devices that go, then what is made or altered from tables to accepts, then what goes
+// the other way.
 func stage(c backend.Change) int {
 	switch k := kind(c.Row()); {
-	case c.New == nil && k <= bridges:
+	case c.New == nil && (k == devices || k == bridges):
 		return 0
 	case c.New == nil:
 		return 200 - k
@@ -143,8 +177,8 @@ func TestDiffMakesBeforeItBreaks(t *testing.T) {
 			t.Fatalf("devices that go, makes, and removals are mixed or out of order:\n%s", diffText(changes))
 		}
 		for _, c := range changes {
-			if c.New == nil && kind(c.Old) == sysctls {
-				t.Fatalf("a knob cannot be removed: %s", c)
+			if c.New == nil && (kind(c.Old) == sysctls || kind(c.Old) == ports) {
+				t.Fatalf("a knob cannot be removed, and a pod's link is the plugin's: %s", c)
 			}
 		}
 		if again := backend.Diff(want, have); diffText(again) != diffText(changes) {
@@ -170,7 +204,9 @@ func TestDiffTellsTheStory(t *testing.T) {
 	}{
 		{"nothing to do", same, same, ""},
 		{"nothing on both sides", backend.State{}, backend.State{}, ""},
-		{"a peer comes", same, without8, `+ 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent
+		{"a peer comes", same, without8, `+ element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }
++ element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
++ 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent
 + 10.5.35.0 dev overlay.1 lladdr 5e:1f:00:00:00:08 PERMANENT
 + nexthop id 142000035 via 10.5.35.0 dev overlay.1 onlink proto overlayd
 + 10.5.35.0/24 nhid 142000035 via 10.5.35.0 dev overlay.1 onlink proto overlayd
@@ -179,9 +215,14 @@ func TestDiffTellsTheStory(t *testing.T) {
 - nexthop id 142000035 via 10.5.35.0 dev overlay.1 onlink proto overlayd
 - 10.5.35.0 dev overlay.1 lladdr 5e:1f:00:00:00:08 PERMANENT
 - 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent
+- element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
+- element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }
 `},
 		{"a peer moves", planned(func(s *subnet.Snapshot) { s.Leases[1].PublicIP = netip.MustParseAddr("192.0.2.88") }), same,
-			`~ 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.88 self permanent (was 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent)
+			`~ element inet overlayd peers4 { 192.0.2.88 . 10.5.35.0/24 } (was element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 })
++ element inet overlayd peers4 { 192.0.2.88 . 192.0.2.88/32 }
+~ 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.88 self permanent (was 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent)
+- element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
 `},
 		{"a peer is installed anew", planned(func(s *subnet.Snapshot) { s.Leases[1].MAC[1] = 0x2f }), same, `+ 5e:2f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent
 ~ 10.5.35.0 dev overlay.1 lladdr 5e:2f:00:00:00:08 PERMANENT (was 10.5.35.0 dev overlay.1 lladdr 5e:1f:00:00:00:08 PERMANENT)

@@ -126,6 +126,13 @@ func (f *Fake) remove(e backend.Entry) {
 	maps.DeleteFunc(f.state, func(_, row backend.Entry) bool { return row == e || dev != "" && device(row) == dev })
 }
 
+// Become makes the machine another: what it says of itself, not its rows.
+func (f *Fake) Become(h backend.Host) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.host = h
+}
+
 // State returns the rows.
 func (f *Fake) State() backend.State {
 	f.mu.Lock()

@@ -53,7 +53,7 @@ func batchable(changes []backend.Change) int {
 func filters(changes []backend.Change) int {
 	for i, c := range changes {
 		switch c.Row().(type) {
-		case backend.Table, backend.Member, backend.Pair, backend.PodAddr, backend.PodMAC, backend.PodPort, backend.Accept:
+		case backend.Table, backend.Member, backend.Pair, backend.PodAddr, backend.PodMAC, backend.PodPort, backend.Stray, backend.Accept:
 		default:
 			return i
 		}
@@ -171,6 +171,9 @@ func (k *Kernel) link(name string) (netlink.Link, error) {
 	if l.Attrs().Name != name {
 		return nil, fmt.Errorf("device %s: %w", name, unix.ENODEV)
 	}
+	if kind := k.kindOf(name); kind != "" && l.Type() != kind { // nothing is written to somebody else's device
+		return l, fmt.Errorf("%w: a %s device has the name %s", errForeign, l.Type(), name)
+	}
 	return l, nil
 }
 
@@ -184,7 +187,7 @@ func (k *Kernel) single(c backend.Change) error {
 			return k.alterDevice(l, row.MTU, row.MAC[:], row.Up)
 		})
 	case backend.Sysctl:
-		return writeSysctl(row)
+		return k.knob(row)
 	case backend.Port:
 		return k.plug(row)
 	case backend.Half:
@@ -228,6 +231,15 @@ func (k *Kernel) makeVXLAN(v backend.VXLAN) error {
 	if err != nil {
 		return err
 	}
+	if l := k.renamed(v.MAC, func(l netlink.Link) bool {
+		old, ok := l.(*netlink.Vxlan)
+		return ok && uint32(old.VxlanId) == v.VNI && uint16(old.Port) == v.Port
+	}); l != nil {
+		if err := k.rename(l, v.Name); err != nil {
+			return err
+		}
+		return k.alterVXLAN(l, v)
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.Name, v.MTU, v.MAC[:] // given now, udev leaves the MAC alone
 	l := &netlink.Vxlan{
@@ -247,7 +259,7 @@ func (k *Kernel) add(l netlink.Link) error {
 		return err
 	}
 	name := l.Attrs().Name
-	if other, lookup := k.link(name); lookup == nil {
+	if other, lookup := k.link(name); lookup == nil || errors.Is(lookup, errForeign) {
 		return fmt.Errorf("a %s device has the name %s: rename or remove it, or give overlayd another name", other.Type(), name)
 	}
 	return fmt.Errorf("%w: another VXLAN device uses this VNI and port: remove it, or choose another Backend.VNI", err)
@@ -299,6 +311,12 @@ func (k *Kernel) moveVXLAN(l netlink.Link, v backend.VXLAN, dev int) error {
 }
 
 func (k *Kernel) makeBridge(b backend.Bridge) error {
+	if l := k.renamed(b.MAC, func(l netlink.Link) bool { return l.Type() == "bridge" }); l != nil {
+		if err := k.rename(l, b.Name); err != nil {
+			return err
+		}
+		return k.alterDevice(l, b.MTU, nil, b.Up)
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr = b.Name, b.MAC[:] // a MAC of its own: an inherited one changes with the ports
 	l := &netlink.Bridge{LinkAttrs: attrs}

@@ -14,7 +14,7 @@ import (
 )
 
 // ip runs an admin's command here.
-func ip(t *testing.T, args string) string {
+func ip(t testing.TB, args string) string {
 	t.Helper()
 	text, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
 	if err != nil {

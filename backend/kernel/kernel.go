@@ -150,7 +150,9 @@ func (k *Kernel) read() (backend.Host, backend.State, error) {
 	if err := k.readFilter(&h, s); err != nil {
 		return h, nil, err
 	}
-	h.Pods = m.pods(s)
+	if h.Pods, err = m.pods(s); err != nil {
+		return h, nil, err
+	}
 	k.readHalves(m, s)
 	k.size = len(s)
 	h.Connected = m.connected()

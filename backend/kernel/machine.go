@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -85,8 +86,12 @@ func (m machine) vxlan(l *netlink.Vxlan) backend.VXLAN {
 }
 
 // pods lists what the CNI plugin attached: links whose alternative names are addresses, on our bridge or cut off from it.
-func (m machine) pods(s backend.State) []backend.Pod {
+func (m machine) pods(s backend.State) ([]backend.Pod, error) {
 	var pods []backend.Pod
+	hairpins, err := m.hairpins()
+	if err != nil {
+		return nil, err
+	}
 	for _, l := range m.links {
 		a := l.Attrs()
 		master := m.names[a.MasterIndex]
@@ -104,11 +109,38 @@ func (m machine) pods(s backend.State) []backend.Pod {
 			continue
 		}
 		pods = append(pods, pod)
-		if a.MasterIndex != 0 {
+		if a.MasterIndex != 0 && hairpins[a.Index] { // one without is not as it should be: plugging it in again mends it
 			s.Add(backend.Port{Link: a.Name, Bridge: master})
 		}
 	}
-	return pods
+	return pods, nil
+}
+
+// hairpins lists the ports of bridges that send a frame back to where it came from.
+func (m machine) hairpins() (map[int]bool, error) {
+	all := map[int]bool{}
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
+	err := m.rows.dump(req, func(body []byte) {
+		if len(body) < unix.SizeofIfInfomsg {
+			return
+		}
+		index := int(int32(binary.NativeEndian.Uint32(body[4:])))
+		for kind, value := range attributes(body[unix.SizeofIfInfomsg:]) {
+			if kind != unix.IFLA_PROTINFO {
+				continue
+			}
+			for kind, value := range attributes(value) {
+				if kind == nl.IFLA_BRPORT_MODE && len(value) > 0 && value[0] != 0 {
+					all[index] = true
+				}
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list ports of bridges: %w", err)
+	}
+	return all, nil
 }
 
 // otherEnd looks at the pod's end of a link without entering its namespace; zero when it cannot be seen.
@@ -249,22 +281,7 @@ func hasIPv6() bool {
 
 // readSysctls adds the knobs that a plan may want; one that does not exist is left out. uplink may be empty.
 func (m machine) readSysctls(uplink string, s backend.State) {
-	names := []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}
-	knobs := func(dev, family string, all ...string) {
-		for _, knob := range all {
-			if dev != "" {
-				names = append(names, "net/"+family+"/conf/"+dev+"/"+knob)
-			}
-		}
-	}
-	for _, dev := range []string{m.options.VXLAN, m.options.Bridge} {
-		knobs(dev, "ipv4", "forwarding", "accept_redirects")
-		knobs(dev, "ipv6", "disable_ipv6", "forwarding", "accept_ra", "accept_redirects", "accept_dad")
-	}
-	knobs(m.options.VXLAN, "ipv4", "rp_filter")
-	knobs(uplink, "ipv4", "forwarding")
-	knobs(uplink, "ipv6", "accept_ra")
-	for _, name := range names {
+	for _, name := range knobNames(m.options, uplink) {
 		if value := sysctl(name); value != "" {
 			s.Add(backend.Sysctl{Name: name, Value: value})
 		}

@@ -21,21 +21,17 @@ func (k *Kernel) readElements(family string, set nftSet, s backend.State) error 
 			for _, element := range attributes(value) {
 				e, end := elementFrom(element)
 				e.family, e.set = family, set.name
-				if set.interval && !set.concat() {
+				if set.interval && !set.concat() && e.first != nil {
 					bounds = append(bounds, bound{bytes.Clone(e.first), end})
 					continue
 				}
-				if row := rowOf(e); row != nil {
-					s.Add(row)
-				}
+				s.Found(rowOf(e))
 			}
 		}
 	})
 	for _, e := range intervals(bounds) {
 		e.family, e.set = family, set.name
-		if row := rowOf(e); row != nil {
-			s.Add(row)
-		}
+		s.Found(rowOf(e))
 	}
 	if err != nil {
 		return fmt.Errorf("read nft set %s %s: %w", family, set.name, err)

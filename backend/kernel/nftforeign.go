@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -40,12 +41,6 @@ func (k *Kernel) readForeign(h *backend.Host, s backend.State) error {
 	if err != nil {
 		return err
 	}
-	docker := map[uint8]bool{}
-	for _, c := range chains {
-		if c.table == iptablesTable && c.name == dockerUser {
-			docker[c.family] = true
-		}
-	}
 	for _, c := range chains {
 		routed := c.family == unix.NFPROTO_IPV4 || c.family == unix.NFPROTO_IPV6 || c.family == unix.NFPROTO_INET
 		if c.kind != "filter" || c.hook != unix.NF_INET_FORWARD || !routed || c.table == backend.TableName {
@@ -53,29 +48,52 @@ func (k *Kernel) readForeign(h *backend.Host, s backend.State) error {
 		}
 		found := backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}
 		found.Iptables = c.table == iptablesTable && c.name == iptablesForward && c.family != unix.NFPROTO_INET
-		if found.Iptables && docker[c.family] {
-			found.Name = dockerUser
-		}
 		if !found.Iptables && c.policy != nfDrop {
 			continue
 		}
-		rules, err := k.rulesOf(c.family, c.table, found.Name)
+		rules, err := k.rulesOf(c.family, c.table, c.name)
 		if err != nil {
 			return err
 		}
-		lets := map[bool]bool{}
-		for _, r := range rules {
-			in, dev, ok := acceptOf(r)
-			lets[in] = lets[in] || ok && dev == h.Bridge
-			if ok && commentOf(r.UserData) == acceptComment {
-				s.Add(backend.Accept{Chain: found, In: in, Dev: dev})
+		accepts(s, found, rules)
+		if found.Iptables && slices.ContainsFunc(rules, visitsDocker) {
+			found.Name = dockerUser
+			if rules, err = k.rulesOf(c.family, c.table, dockerUser); err != nil {
+				return err
 			}
+			accepts(s, found, rules)
 		}
-		if c.policy == nfDrop && (found.Iptables || !lets[true] || !lets[false]) {
+		if c.policy == nfDrop && (found.Iptables || !lets(rules, true, h.Bridge) || !lets(rules, false, h.Bridge)) {
 			h.Drops = append(h.Drops, found)
 		}
 	}
 	return nil
+}
+
+// accepts adds our rules among those of a chain.
+func accepts(s backend.State, chain backend.Chain, rules []*nftables.Rule) {
+	for _, r := range rules {
+		if in, dev, ok := acceptOf(r); ok && commentOf(r.UserData) == acceptComment {
+			s.Add(backend.Accept{Chain: chain, In: in, Dev: dev})
+		}
+	}
+}
+
+// lets says whether one of the rules accepts all from the device, or without in all to it.
+func lets(rules []*nftables.Rule, in bool, dev string) bool {
+	return slices.ContainsFunc(rules, func(r *nftables.Rule) bool {
+		way, name, ok := acceptOf(r)
+		return ok && way == in && name == dev
+	})
+}
+
+// visitsDocker says whether the rule sends all packets through Docker's chain for admins.
+func visitsDocker(r *nftables.Rule) bool {
+	if len(r.Exprs) == 0 {
+		return false
+	}
+	v, ok := r.Exprs[len(r.Exprs)-1].(*expr.Verdict)
+	return ok && v.Kind == expr.VerdictJump && v.Chain == dockerUser
 }
 
 // acceptOf reads a rule that accepts all that comes from a device or goes to one.

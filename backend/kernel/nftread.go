@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -42,10 +41,14 @@ func (s setState) same(want nftSet) bool {
 // tableState is one of our tables as it is.
 type tableState struct {
 	exists   bool
+	flags    uint32
 	chains   []chainState
 	sets     map[string]setState
 	counters map[string]counted
 }
+
+// dormant says whether its chains see no packets.
+func (t tableState) dormant() bool { return t.flags&unix.NFT_TABLE_F_DORMANT != 0 }
 
 // nftDump calls each with the attributes of every answer about the table of a family; an empty table is all of them.
 func (k *Kernel) nftDump(kind int, family uint8, table, set string, each func(family uint8, attrs []byte)) error {
@@ -118,8 +121,18 @@ func (k *Kernel) readTable(family string) (tableState, error) {
 	t := tableState{sets: map[string]setState{}, counters: map[string]counted{}}
 	number := familyNumber(family)
 	err := k.nftDump(unix.NFT_MSG_GETTABLE, number, "", "", func(_ uint8, attrs []byte) {
+		var name string
+		var flags uint32
 		for kind, value := range attributes(attrs) {
-			t.exists = t.exists || kind == unix.NFTA_TABLE_NAME && unix.ByteSliceToString(value) == backend.TableName
+			switch kind {
+			case unix.NFTA_TABLE_NAME:
+				name = unix.ByteSliceToString(value)
+			case unix.NFTA_TABLE_FLAGS:
+				flags = be32Of(value)
+			}
+		}
+		if name == backend.TableName {
+			t.exists, t.flags = true, flags
 		}
 	})
 	if err != nil || !t.exists {
@@ -147,7 +160,9 @@ func (k *Kernel) readTable(family string) (tableState, error) {
 				s.userData = bytes.Clone(value)
 			}
 		}
-		t.sets[name] = s
+		if s.flags&unix.NFT_SET_ANONYMOUS == 0 { // one of a rule's own goes with the rule
+			t.sets[name] = s
+		}
 	})
 	if err != nil {
 		return t, err
@@ -204,14 +219,18 @@ func (k *Kernel) readTables(s backend.State) error {
 		if !t.exists {
 			continue
 		}
-		maps.Copy(k.counted, t.counters)
+		for _, c := range countersOf(family) {
+			if value, there := t.counters[c.name]; there {
+				k.counted[c.name] = value
+			}
+		}
 		row := backend.Table{Family: family}
 		if row.Filter, row.Broken, err = k.judge(family, t); err != nil {
 			return err
 		}
 		s.Add(row)
 		for _, set := range setsOf(row) {
-			if old, ok := t.sets[set.name]; ok && old.same(set) {
+			if t.keeps(set) {
 				if err := k.readElements(family, set, s); err != nil {
 					return err
 				}
@@ -231,9 +250,12 @@ func (k *Kernel) judge(family string, t tableState) (backend.Filter, string, err
 	if err != nil {
 		return f, "its chain " + settingsChain + " says nothing", nil //nolint:nilerr // that is the finding
 	}
+	if t.dormant() {
+		return f, "it is dormant", nil
+	}
 	want := backend.Table{Family: family, Filter: f}
 	for _, s := range setsOf(want) {
-		if old, ok := t.sets[s.name]; !ok || !old.same(s) {
+		if !t.keeps(s) {
 			return f, "set " + s.name + " is another", nil
 		}
 	}

@@ -181,7 +181,7 @@ func (s nftSet) userData() []byte {
 	return tlv(b, byte(userdata.NFTNL_UDATA_SET_COMMENT), append([]byte(s.comment), 0))
 }
 
-// nftElement is an element: a key, or in a set of intervals its first and last key.
+// nftElement is an element: a key, or in a set of intervals its first and last key. That without first matches everything.
 type nftElement struct {
 	family, set string
 	first, last []byte // last is nil where there are no intervals
@@ -224,12 +224,28 @@ func elementOf(e backend.Entry) (nftElement, bool) {
 		return nftElement{family: backend.FamilyBridge, set: "macs", first: concatKey(name16(e.Link), e.MAC[:])}, true
 	case backend.PodPort:
 		return nftElement{family: backend.FamilyBridge, set: "ports", first: name16(e.Link)}, true
+	case backend.Stray:
+		if e.Row != nil {
+			return elementOf(e.Row)
+		}
+		return nftElement{family: e.Family, set: e.Set, first: key(e.First), last: key(e.Last)}, true
 	}
 	return nftElement{}, false
 }
 
-// rowOf is the inverse of elementOf; nil for an element that is no row of ours.
+// key is nil for the empty string.
+func key(bytes string) []byte { return append([]byte(nil), bytes...) }
+
+// rowOf is the inverse of elementOf.
 func rowOf(e nftElement) backend.Entry {
+	if row := wantedRow(e); row != nil {
+		return row
+	}
+	return backend.Stray{Family: e.family, Set: e.set, First: string(e.first), Last: string(e.last)}
+}
+
+// wantedRow returns nil for an element that no plan wants.
+func wantedRow(e nftElement) backend.Entry {
 	if e.family == backend.FamilyBridge {
 		return podRowOf(e)
 	}
@@ -243,7 +259,7 @@ func rowOf(e nftElement) backend.Entry {
 	}
 	split := len(e.first) - addrLen
 	prefix, ok := prefixBetween(e.first[split:], e.last[split:])
-	if !ok {
+	if !ok || string(e.first[:split]) != string(e.last[:split]) {
 		return nil
 	}
 	if name != "peers" {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
@@ -170,21 +171,26 @@ func elementRequest(kind int, e nftElement) *nl.NetlinkRequest {
 	}
 	req := nftRequest(kind, ensure, e.family, backend.TableName)
 	req.AddData(text(unix.NFTA_SET_ELEM_LIST_SET, e.set))
-	list := nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
-	first := nested(unix.NFTA_LIST_ELEM, key(unix.NFTA_SET_ELEM_KEY, e.first))
-	switch {
-	case e.last == nil:
-	case concatSet(e.set):
-		first.AddChild(key(keyEnd, e.last))
-	default: // an interval is two elements: where it begins, and where it has ended
-		if end, ok := next(e.last); ok {
-			list.AddChild(nested(unix.NFTA_LIST_ELEM, number(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END), key(unix.NFTA_SET_ELEM_KEY, end)))
-		}
+	first := nested(unix.NFTA_LIST_ELEM)
+	if e.first == nil {
+		const everything = 2 // NFT_SET_ELEM_CATCHALL
+		first.AddChild(number(unix.NFTA_SET_ELEM_FLAGS, everything))
+	} else {
+		first.AddChild(key(unix.NFTA_SET_ELEM_KEY, e.first))
 	}
 	if e.comment != "" {
 		first.AddChild(nl.NewRtAttr(unix.NFTA_SET_ELEM_USERDATA, comment(e.comment)))
 	}
-	list.AddChild(first)
+	list := nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, first)
+	switch {
+	case e.last == nil:
+	case concatSet(e.set):
+		first.AddChild(key(keyEnd, e.last))
+	default: // an interval is two elements: where it begins, and where it has ended; an end alone would overlap the one before
+		if end, ok := next(e.last); ok {
+			list.AddChild(nested(unix.NFTA_LIST_ELEM, number(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END), key(unix.NFTA_SET_ELEM_KEY, end)))
+		}
+	}
 	req.AddData(list)
 	return req
 }
@@ -203,6 +209,31 @@ func next(b []byte) ([]byte, bool) {
 	return nil, false
 }
 
+// clear removes all rules, then what they used: sets that are not wanted as they are, which may lead to chains, and chains.
+func (t tableState) clear(family string, wanted []nftSet) []*nl.NetlinkRequest {
+	reqs := []*nl.NetlinkRequest{nftRequest(unix.NFT_MSG_DELRULE, 0, family, backend.TableName)}
+	remove := func(kind, attr int, name string) {
+		req := nftRequest(kind, 0, family, backend.TableName)
+		req.AddData(text(attr, name))
+		reqs = append(reqs, req)
+	}
+	for name := range t.sets {
+		if !slices.ContainsFunc(wanted, func(s nftSet) bool { return s.name == name && t.keeps(s) }) {
+			remove(unix.NFT_MSG_DELSET, unix.NFTA_SET_NAME, name)
+		}
+	}
+	for _, c := range t.chains {
+		remove(unix.NFT_MSG_DELCHAIN, unix.NFTA_CHAIN_NAME, c.name)
+	}
+	return reqs
+}
+
+// keeps says whether the set is there as wanted.
+func (t tableState) keeps(s nftSet) bool {
+	old, there := t.sets[s.name]
+	return there && old.same(s)
+}
+
 // tableRequests make a table, or mend the one that is there: its sets, with what they hold, and its counters stay if they
 // can. Chains and rules are always made anew.
 func (k *Kernel) tableRequests(t backend.Table) ([]*nl.NetlinkRequest, error) {
@@ -210,40 +241,21 @@ func (k *Kernel) tableRequests(t backend.Table) ([]*nl.NetlinkRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	var reqs []*nl.NetlinkRequest
-	remove := func(kind, name int, value string) {
-		req := nftRequest(kind, 0, t.Family, backend.TableName)
-		if value != "" {
-			req.AddData(text(name, value))
-		}
-		reqs = append(reqs, req)
+	sets := setsOf(t)
+	table := nftRequest(unix.NFT_MSG_NEWTABLE, ensure, t.Family, backend.TableName)
+	const userData = 6 // NFTA_TABLE_USERDATA
+	table.AddData(nl.NewRtAttr(userData, comment("made by overlayd, which undoes what is changed here")))
+	table.AddData(number(unix.NFTA_TABLE_FLAGS, 0))
+	reqs := []*nl.NetlinkRequest{table}
+	switch {
+	case have.dormant():
+		return reqs, nil // it wakes up; what else is wrong, if anything is, cannot be changed in the same transaction
+	case have.exists:
+		reqs = append(reqs, have.clear(t.Family, sets)...)
 	}
-	if !have.exists {
-		table := nftRequest(unix.NFT_MSG_NEWTABLE, create, t.Family, backend.TableName)
-		const userData = 6 // NFTA_TABLE_USERDATA
-		table.AddData(nl.NewRtAttr(userData, comment("made by overlayd, which undoes what is changed here")))
-		reqs = append(reqs, table)
-	} else {
-		remove(unix.NFT_MSG_DELRULE, 0, "")
-		for _, c := range have.chains {
-			remove(unix.NFT_MSG_DELCHAIN, unix.NFTA_CHAIN_NAME, c.name)
-		}
-	}
-	wanted := map[string]bool{}
-	for i, s := range setsOf(t) {
-		wanted[s.name] = true
-		old, there := have.sets[s.name]
-		if there && old.same(s) {
-			continue
-		}
-		if there {
-			remove(unix.NFT_MSG_DELSET, unix.NFTA_SET_NAME, s.name)
-		}
-		reqs = append(reqs, setRequest(t.Family, s, uint32(i+1)))
-	}
-	for name := range have.sets {
-		if !wanted[name] {
-			remove(unix.NFT_MSG_DELSET, unix.NFTA_SET_NAME, name)
+	for i, s := range sets {
+		if !have.keeps(s) {
+			reqs = append(reqs, setRequest(t.Family, s, uint32(i+1)))
 		}
 	}
 	for _, c := range countersOf(t.Family) {

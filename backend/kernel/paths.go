@@ -82,7 +82,7 @@ func pathOf(body []byte) (path, bool) {
 		switch kind {
 		case unix.RTA_DST:
 			dst, _ = netip.AddrFromSlice(value)
-		case unix.RTA_GATEWAY, unix.RTA_VIA:
+		case unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH:
 			p.gateway = true
 		case unix.RTA_TABLE:
 			p.table = uint32Of(value)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
@@ -19,10 +20,10 @@ const watchAgain = 500 * time.Millisecond
 
 // Watch calls kick when something happened in the kernel that may concern us, until the context ends, and returns its
 // error. It is a hint and no more: events get lost (ENOBUFS, which is a kick too), and some changes have none. It sees
-// the network namespace of the thread that calls it.
-func Watch(ctx context.Context, kick func(), lost func(error)) error {
+// the network namespace of the thread that calls it. near says of others' routes whether they lead to where peers may be.
+func Watch(ctx context.Context, near func(netip.Prefix) bool, kick func(), lost func(error)) error {
 	for {
-		err := watch(ctx, kick)
+		err := watch(ctx, near, kick)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -47,9 +48,12 @@ func groups() []int {
 }
 
 // watch reads both sockets until one of them fails.
-func watch(ctx context.Context, kick func()) error {
+func watch(ctx context.Context, near func(netip.Prefix) bool, kick func()) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return listen(ctx, unix.NETLINK_ROUTE, groups(), concerns, kick) })
+	group.Go(func() error {
+		concerns := func(kind uint16, body []byte) bool { return concerns(kind, body, near) }
+		return listen(ctx, unix.NETLINK_ROUTE, groups(), concerns, kick)
+	})
 	group.Go(func() error {
 		return listen(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, nftConcerns, kick)
 	})
@@ -101,11 +105,13 @@ func subscribe(protocol int, groups []int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netlink events"), nil
 }
 
-// concerns sorts out what a busy host has much of and what is never ours: others' routes, and neighbours that come and go.
-func concerns(kind uint16, body []byte) bool {
+// concerns sorts out what a busy host has much of and what is never ours: others' routes, unless a router comes or goes
+// between us and a peer by them, and neighbours that come and go.
+func concerns(kind uint16, body []byte, near func(netip.Prefix) bool) bool {
 	switch kind {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		return len(body) >= unix.SizeofRtMsg && (body[5] == backend.Protocol || body[1] == 0) // ours, or a default route
+		p, ok := pathOf(body)
+		return ok && (p.protocol == backend.Protocol || p.dst.Bits() == 0 || p.table == unix.RT_TABLE_MAIN && near(p.dst))
 	case unix.RTM_NEWNEIGH:
 		return len(body) >= unix.SizeofNdMsg && binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0
 	}

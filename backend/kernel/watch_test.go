@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 
@@ -17,7 +18,8 @@ func TestWatchKicksForWhatMayConcernUs(t *testing.T) {
 	var kicks atomic.Int64
 	ended := make(chan error, 1)
 	go func() {
-		ended <- kernel.Watch(ctx, func() { kicks.Add(1) }, func(err error) { t.Errorf("lost: %v", err) })
+		near := func(p netip.Prefix) bool { return p == netip.MustParsePrefix("192.0.2.8/32") }
+		ended <- kernel.Watch(ctx, near, func() { kicks.Add(1) }, func(err error) { t.Errorf("lost: %v", err) })
 	}()
 	must(t, lab.Eventually("the watch begins", func() error {
 		if kicks.Load() == 0 {
@@ -29,6 +31,8 @@ func TestWatchKicksForWhatMayConcernUs(t *testing.T) {
 		"route add 10.5.35.0/24 dev eth0 proto 142",
 		"route replace 10.5.35.0/24 dev eth0 proto static mtu 1400",
 		"link set eth0 mtu 1400",
+		"route add 192.0.2.8 dev eth0 proto static", // a router between us and a peer
+		"route del 192.0.2.8",
 	} {
 		before := kicks.Load()
 		ip(t, act)

@@ -205,6 +205,9 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 	s.group.Go(func() error {
 		return kernel.Watch(ctx, s.witness.near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
 	})
+	s.group.Go(func() error {
+		return kernel.WatchKnobs(ctx, s.options.kernel(config.Backend.VNI), host.Uplink.Name, s.loop.Kick)
+	})
 	return s.loop, host, nil
 }
 

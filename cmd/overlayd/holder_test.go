@@ -42,9 +42,9 @@ func hold(t *testing.T, o *options) (*holder, *clientv3.Client) {
 	return &holder{options: o, witness: w, store: store, want: want, tellAgain: func() {}, kick: func() {}}, c
 }
 
-// saved is a network in which h1 had the subnet.
-func saved(p string) subnet.Snapshot {
-	return subnet.Snapshot{Leases: []subnet.Lease{{Node: "h1", Subnet: netip.MustParsePrefix(p)}}}
+// saved is a network in which h1 had 10.5.35.0/24.
+func saved() subnet.Snapshot {
+	return subnet.Snapshot{Leases: []subnet.Lease{{Node: "h1", Subnet: netip.MustParsePrefix("10.5.35.0/24")}}}
 }
 
 // withPod is a host that has a pod with the address.
@@ -62,12 +62,12 @@ func TestAHolderTakesBackWhatItRemembers(t *testing.T) {
 		allow bool // --allow-resubnet
 		want  string
 	}{
-		"free, and in use":                     {saved("10.5.35.0/24"), withPod("10.5.35.9"), false, false, "10.5.35.0/24"},
-		"free, and not in use":                 {saved("10.5.35.0/24"), uplink(1500), false, false, "10.5.35.0/24"},
-		"taken, and not in use":                {saved("10.5.35.0/24"), uplink(1500), true, false, "another"},
-		"taken, and in use":                    {saved("10.5.35.0/24"), withPod("10.5.35.9"), true, false, "lost"},
-		"taken, in use, and another may do":    {saved("10.5.35.0/24"), withPod("10.5.35.9"), true, true, "another"},
-		"taken, and a pod of an older subnet":  {saved("10.5.35.0/24"), withPod("10.5.36.9"), true, false, "another"},
+		"free, and in use":                     {saved(), withPod("10.5.35.9"), false, false, "10.5.35.0/24"},
+		"free, and not in use":                 {saved(), uplink(1500), false, false, "10.5.35.0/24"},
+		"taken, and not in use":                {saved(), uplink(1500), true, false, "another"},
+		"taken, and in use":                    {saved(), withPod("10.5.35.9"), true, false, "lost"},
+		"taken, in use, and another may do":    {saved(), withPod("10.5.35.9"), true, true, "another"},
+		"taken, and a pod of an older subnet":  {saved(), withPod("10.5.36.9"), true, false, "another"},
 		"nothing is remembered":                {subnet.Snapshot{}, withPod("10.5.35.9"), true, false, "another"},
 		"nothing is remembered in a free pool": {subnet.Snapshot{}, uplink(1500), false, false, "any"},
 	} {

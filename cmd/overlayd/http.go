@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -165,13 +166,23 @@ func (w *witness) reportDegraded(r *report) {
 		r.Degraded = append(r.Degraded, n)
 	}
 	for _, p := range w.host.PathMTU {
-		if p.MTU < w.host.Uplink.MTU && w.isPeer(p.To) {
-			r.Degraded = append(r.Degraded, fmt.Sprintf("the way to %s takes only packets of %d bytes: larger ones are told to be too big", p.To, p.MTU))
+		if p.MTU < cmp.Or(w.last.Config.Backend.MTU, w.host.Uplink.MTU) && w.isPeer(p.To) {
+			r.Degraded = append(r.Degraded, narrow(p))
 		}
 	}
 	if w.weak != "" {
 		r.Degraded = append(r.Degraded, "store: "+w.weak+" (--allow-old-etcd if you know)")
 	}
+}
+
+// narrow says what becomes of packets that are too large for the way to a peer. The kernel sends VXLAN over IPv4 so that routers
+// may cut it into pieces. Over IPv6 only the sender may, and ip6_fragment leaves packets of tunnels whole.
+func narrow(p backend.PathMTU) string {
+	fate := "travel in pieces"
+	if !p.To.Is4() {
+		fate = "are lost"
+	}
+	return fmt.Sprintf("the way to %s takes only packets of %d bytes, larger ones %s: set Backend.MTU to %d (overlayd config set)", p.To, p.MTU, fate, p.MTU)
 }
 
 // blocked says which chain stands in the way, and what opens it: a rule of ours in somebody's table would not be ours to keep.

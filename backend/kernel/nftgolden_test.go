@@ -1,0 +1,113 @@
+package kernel_test
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/overlayd/overlayd/backend"
+	"github.com/overlayd/overlayd/backend/backendtest"
+	"github.com/overlayd/overlayd/backend/kernel"
+	"github.com/overlayd/overlayd/subnet"
+)
+
+// ruleset is what "nft list ruleset" prints.
+func ruleset(t testing.TB, flags ...string) string {
+	t.Helper()
+	text, err := exec.Command("nft", append(flags, "list", "ruleset")...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft list ruleset: %v: %s", err, text)
+	}
+	return string(text)
+}
+
+// TestNFTPrintsWhatWeMade readably, loads it again, and one pass makes of that what it was.
+func TestNFTPrintsWhatWeMade(t *testing.T) {
+	k, network := open(t), backendtest.Network(t)
+	pass(t, k, network)
+	attach(t, "pod1", "02:00:00:00:00:08", 1450, "10.5.34.8", "fd00:5:0:22::8")
+	pass(t, k, network)
+	got := ruleset(t)
+	golden := filepath.Join("testdata", "ruleset.golden")
+	if *update {
+		must(t, os.WriteFile(golden, []byte(got), 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	must(t, err)
+	checkText(t, "nft list ruleset", got, string(want))
+	loadAgain(t, k, network, got)
+}
+
+// loadAgain saves and restores the ruleset as an admin would.
+func loadAgain(t *testing.T, k backend.Kernel, network subnet.Snapshot, text string) {
+	t.Helper()
+	nft(t, "flush ruleset\n"+text)
+	for _, c := range pass(t, k, network) {
+		if _, table := c.New.(backend.Table); !table {
+			t.Errorf("it is not loaded: %s", c)
+		}
+	}
+	checkText(t, "after loading it again", ruleset(t), text)
+}
+
+// TestNFTLoadsWhatItPrintsOfAnyFilter: each is made, printed, loaded and settled.
+func TestNFTLoadsWhatItPrintsOfAnyFilter(t *testing.T) {
+	plugIn(t)
+	ip(t, "addr add 2001:db8:7::7/64 dev eth0 nodad")
+	six := func(s *subnet.Snapshot) {
+		for i := range s.Leases {
+			s.Leases[i].PublicIP = netip.MustParseAddr("2001:db8:7::" + string(rune('7'+i)))
+		}
+	}
+	for _, c := range []struct {
+		claim   string
+		options func(*kernel.Options)
+		network func(*subnet.Snapshot)
+	}{
+		{"guard vtep", func(o *kernel.Options) { o.Guard = backend.GuardVTEP }, nil},
+		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil},
+		{"no masquerade, no antispoof", func(o *kernel.Options) { o.Masquerade, o.AntiSpoof = false, false }, nil},
+		{"no bridge", func(o *kernel.Options) { o.Bridge = "" }, nil},
+		{"no bridge and nothing at all", func(o *kernel.Options) { o.Bridge, o.Guard, o.Masquerade = "", backend.GuardOff, false }, nil},
+		{"everything excluded", func(o *kernel.Options) {
+			o.Exclude = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+		}, nil},
+		{"the last addresses excluded", func(o *kernel.Options) {
+			o.Exclude = []netip.Prefix{netip.MustParsePrefix("255.255.255.0/24"), netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("ff00::/8")}
+		}, nil},
+		{"neighbouring prefixes excluded", func(o *kernel.Options) {
+			o.Exclude = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25"), netip.MustParsePrefix("198.51.100.128/25"), netip.MustParsePrefix("198.51.101.0/24")}
+		}, nil},
+		{"a high port and VNI", nil, func(s *subnet.Snapshot) { s.Config.Backend.VNI, s.Config.Backend.Port = 1<<24-1, 65535 }},
+		{"a port among those of masquerade", nil, func(s *subnet.Snapshot) { s.Config.Backend.Port = 10000 }},
+		{"host-gw", nil, func(s *subnet.Snapshot) { s.Config.Backend.Type = subnet.BackendHostGW }},
+		{"IPv4 alone", nil, func(s *subnet.Snapshot) {
+			s.Config.IPv6 = subnet.Pool{}
+			for i := range s.Leases {
+				s.Leases[i].Subnet6 = netip.Prefix{}
+			}
+		}},
+		{"IPv6 alone", nil, func(s *subnet.Snapshot) {
+			s.Config.IPv4 = subnet.Pool{}
+			for i := range s.Leases {
+				s.Leases[i].Subnet = netip.Prefix{}
+			}
+		}},
+		{"over IPv6", func(o *kernel.Options) { o.Choice.Ifaces = []string{"2001:db8:7::7"} }, six},
+		{"over IPv6, guard vtep", func(o *kernel.Options) {
+			o.Choice.Ifaces, o.Guard = []string{"2001:db8:7::7"}, backend.GuardVTEP
+		}, six},
+	} {
+		t.Run(c.claim, func(t *testing.T) {
+			network := backendtest.Network(t)
+			if c.network != nil {
+				c.network(&network)
+			}
+			k := openWith(t, with(c.options))
+			pass(t, k, network)
+			loadAgain(t, k, network, ruleset(t))
+		})
+	}
+}
