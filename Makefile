@@ -29,7 +29,8 @@ demo: build
 	@bin/demo --binaries bin $(if $(KEEP),--keep)
 
 # Time and memory, as ratios to something measured beside it in the same run.
-bench: tools
+bench:
+	@e2e/tools.sh bench
 	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 40m ./e2e ./backend/kernel
 
 # Go's own layout for all files.

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,18 +23,21 @@ type attachment struct {
 	link   string // name of the host's side
 	sum    [sha256.Size]byte
 	ifname string // of the pod's side
+
+	kernel *netlink.Handle // the host's
 }
 
 // newAttachment derives all names from what identifies an attachment (CNI spec, section "Parameters"), so that nothing
 // need be stored to find them again.
-func newAttachment(network string, args *skel.CmdArgs) attachment {
-	sum := sha256.Sum256([]byte(network + "\x00" + args.ContainerID + "\x00" + args.IfName))
+func newAttachment(network, container, ifname string) attachment {
+	sum := sha256.Sum256([]byte(network + "\x00" + container + "\x00" + ifname))
 	const digits = unix.IFNAMSIZ - 1 - len("veth") // NetworkManager and udev leave veth* alone
 	return attachment{
-		alias:  strings.Join([]string{network, args.ContainerID, args.IfName}, "/"),
+		alias:  strings.Join([]string{network, container, ifname}, "/"),
 		link:   "veth" + hex.EncodeToString(sum[:])[:digits],
 		sum:    sum,
-		ifname: args.IfName,
+		ifname: ifname,
+		kernel: &netlink.Handle{}, // a socket a request
 	}
 }
 
@@ -47,16 +49,16 @@ func (j *job) makeLink() (netlink.Link, error) {
 	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = j.link, j.mtu, j.bridge.Attrs().Index, net.FlagUp
 	attrs.HardwareAddr = net.HardwareAddr{0x0e, j.sum[0], j.sum[1], j.sum[2], j.sum[3], j.sum[4]} // given now, udev leaves it alone
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: j.ifname, PeerMTU: uint32(j.mtu), PeerNamespace: netlink.NsFd(j.pod.file.Fd())}
-	err := netlink.LinkAdd(veth)
+	err := j.kernel.LinkAdd(veth)
 	if errors.Is(err, unix.EEXIST) {
 		if err = j.clear(); err != nil {
 			return nil, err
 		}
-		err = netlink.LinkAdd(veth)
+		err = j.kernel.LinkAdd(veth)
 	}
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		if l, lookup := netlink.LinkByName(j.link); lookup == nil {
+		if l, lookup := j.kernel.LinkByName(j.link); lookup == nil {
 			return nil, fmt.Errorf("the %s device %s has the name %s: remove it", l.Type(), l.Attrs().Name, j.link)
 		}
 		return nil, fmt.Errorf("%s already has an interface %s", j.pod.path, j.ifname)
@@ -74,7 +76,7 @@ func (a attachment) clear() error {
 	}
 	switch l.Attrs().Alias {
 	case "":
-		return removed(netlink.LinkDel(l))
+		return removed(a.kernel.LinkDel(l))
 	case a.alias:
 		return types.NewError(codeAttached, fmt.Sprintf("%s is attached already, as %s", a.alias, a.link), "")
 	}
@@ -83,7 +85,7 @@ func (a attachment) clear() error {
 
 // find returns the host's side, nil when there is none. Only a veth can be one.
 func (a attachment) find() (netlink.Link, error) {
-	l, err := netlink.LinkByName(a.link)
+	l, err := a.kernel.LinkByName(a.link)
 	var missing netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &missing):
@@ -105,7 +107,7 @@ func (a attachment) detach() error {
 	if alias := l.Attrs().Alias; alias != "" && alias != a.alias {
 		return nil
 	}
-	return removed(netlink.LinkDel(l))
+	return removed(a.kernel.LinkDel(l))
 }
 
 // removed is the outcome of a removal: what was gone before is no error.
@@ -123,7 +125,7 @@ func removed(err error) error {
 func (j *job) claim(l netlink.Link, given []address) ([]address, error) {
 	var all []address
 	for _, a := range given {
-		if err := claimOne(l, a.ip); err != nil {
+		if err := j.claimOne(l, a.ip); err != nil {
 			return nil, err
 		}
 		all = append(all, a)
@@ -141,7 +143,7 @@ func (j *job) claim(l netlink.Link, given []address) ([]address, error) {
 		}
 		if !asked[i].IsValid() {
 			open = append(open, i)
-		} else if err := claimOne(l, asked[i]); err != nil {
+		} else if err := j.claimOne(l, asked[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -160,13 +162,13 @@ func (j *job) claim(l netlink.Link, given []address) ([]address, error) {
 }
 
 // claimOne claims an address that it must be. The error names its holder.
-func claimOne(l netlink.Link, ip netip.Addr) error {
-	err := netlink.LinkAddAltName(l, subnet.AltName(ip))
+func (a attachment) claimOne(l netlink.Link, ip netip.Addr) error {
+	err := a.kernel.LinkAddAltName(l, subnet.AltName(ip))
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	holder := "somebody"
-	if other, lookup := netlink.LinkByName(subnet.AltName(ip)); lookup == nil {
+	if other, lookup := a.kernel.LinkByName(subnet.AltName(ip)); lookup == nil {
 		holder = other.Attrs().Name
 		if alias := other.Attrs().Alias; alias != "" {
 			holder = alias
@@ -188,7 +190,7 @@ func (j *job) search(l netlink.Link, numbers []int) (uint64, error) {
 	start := binary.BigEndian.Uint64(j.sum[16:]) % count
 	for i := range count {
 		offset := subnet.FirstPod + (start+i)%count
-		if err := claimAll(l, subnets, offset); !errors.Is(err, unix.EEXIST) {
+		if err := j.claimAll(l, subnets, offset); !errors.Is(err, unix.EEXIST) {
 			return offset, err
 		}
 	}
@@ -196,13 +198,13 @@ func (j *job) search(l netlink.Link, numbers []int) (uint64, error) {
 }
 
 // claimAll claims the address with the given offset in every subnet, or none.
-func claimAll(l netlink.Link, subnets []netip.Prefix, offset uint64) error {
+func (a attachment) claimAll(l netlink.Link, subnets []netip.Prefix, offset uint64) error {
 	var claimed []netip.Addr
 	for _, s := range subnets {
 		addr := subnet.Addr(s, offset)
-		if err := netlink.LinkAddAltName(l, subnet.AltName(addr)); err != nil {
+		if err := a.kernel.LinkAddAltName(l, subnet.AltName(addr)); err != nil {
 			for _, c := range claimed {
-				err = errors.Join(err, netlink.LinkDelAltName(l, subnet.AltName(c)))
+				err = errors.Join(err, a.kernel.LinkDelAltName(l, subnet.AltName(c)))
 			}
 			return fmt.Errorf("claim %s: %w", addr, err)
 		}

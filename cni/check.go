@@ -3,10 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
@@ -17,13 +17,13 @@ import (
 // check compares what ADD made, as the final result lists it, with what is there (CNI spec, section "CHECK"). What plugins
 // behind this one change lawfully is left alone: further routes and addresses, the pod's MAC if the result tells it, a
 // smaller MTU in the pod, and routes moved to other tables.
-func check(args *skel.CmdArgs) error {
-	pod, err := openPod(args.Netns)
+func check(r request, _ io.Writer) error {
+	pod, err := openPod(r.netns)
 	if err != nil {
 		return err
 	}
 	defer pod.close()
-	c, err := parseConf(args.StdinData)
+	c, err := parseConf(r)
 	if err != nil {
 		return err
 	}
@@ -41,7 +41,7 @@ func check(args *skel.CmdArgs) error {
 	if err := c.ipam("CHECK"); err != nil {
 		return err
 	}
-	e := expected{attachment: newAttachment(c.Name, args), conf: c, node: node, sandbox: pod.path}
+	e := expected{attachment: newAttachment(c.Name, r.container, r.ifname), conf: c, node: node, sandbox: pod.path}
 	if err := e.read(result); err != nil {
 		return err
 	}
@@ -83,13 +83,17 @@ func (e *expected) read(r *current.Result) error {
 		return invalid("prevResult: %s has no address", e.ifname)
 	}
 	for _, route := range r.Routes {
-		for _, ip := range e.ips {
-			if ip.Gateway != nil && ip.Gateway.Equal(route.GW) {
-				e.routes = append(e.routes, route)
-			}
+		if e.made(route) {
+			e.routes = append(e.routes, route)
 		}
 	}
 	return nil
+}
+
+// made says whether the route is this plugin's: over a gateway of its own addresses, or one that the configuration names.
+func (e *expected) made(route *types.Route) bool {
+	return slices.ContainsFunc(e.ips, func(ip *current.IPConfig) bool { return ip.Gateway != nil && ip.Gateway.Equal(route.GW) }) ||
+		slices.ContainsFunc(e.conf.Routes, func(r *types.Route) bool { return r.Dst.String() == route.Dst.String() && r.GW.Equal(route.GW) })
 }
 
 // hostSide says what is wrong on the host.

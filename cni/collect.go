@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 
@@ -18,15 +18,15 @@ import (
 
 // collect removes the attachments of this network that are not on the list (CNI spec 1.1, section "GC"). It goes on after an
 // error and tells all at the end.
-func collect(args *skel.CmdArgs) error {
-	c, err := parseConf(args.StdinData)
+func collect(r request, _ io.Writer) error {
+	c, err := parseConf(r)
 	if err != nil {
 		return err
 	}
 	var given struct {
 		Valid *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
 	}
-	if err := json.Unmarshal(args.StdinData, &given); err != nil {
+	if err := json.Unmarshal(r.input, &given); err != nil {
 		return types.NewError(types.ErrDecodingFailure, err.Error(), "")
 	}
 	if given.Valid == nil {
@@ -62,7 +62,7 @@ func ownedBy(network string, l netlink.Link) bool {
 	if l.Type() != "veth" || len(parts) != 3 || parts[0] != network {
 		return false
 	}
-	return newAttachment(network, &skel.CmdArgs{ContainerID: parts[1], IfName: parts[2]}).link == l.Attrs().Name
+	return newAttachment(network, parts[1], parts[2]).link == l.Attrs().Name
 }
 
 // hostLinks lists all links. A list that changed while it was read is read again.
@@ -83,8 +83,8 @@ func hostLinks() ([]netlink.Link, error) {
 
 // status answers whether an ADD can be served now (CNI spec 1.1, section "STATUS"). Runtimes ask every few seconds: it looks
 // at the node file and at links only.
-func status(args *skel.CmdArgs) error {
-	c, err := parseConf(args.StdinData)
+func status(r request, _ io.Writer) error {
+	c, err := parseConf(r)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ type conf struct {
 		CNI asked `json:"cni"`
 	} `json:"args"`
 
-	text []byte // as it was given
+	request request // as it was given
 }
 
 // asked is what somebody wants of the attachment.
@@ -50,9 +50,9 @@ func invalid(format string, args ...any) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(format, args...), "")
 }
 
-func parseConf(text []byte) (conf, error) {
-	c := conf{text: text}
-	if err := json.Unmarshal(text, &c); err != nil {
+func parseConf(r request) (conf, error) {
+	c := conf{request: r}
+	if err := json.Unmarshal(r.input, &c); err != nil {
 		return c, types.NewError(types.ErrDecodingFailure, "network configuration: "+err.Error(), "")
 	}
 	if c.NodeFile == "" {
@@ -61,9 +61,9 @@ func parseConf(text []byte) (conf, error) {
 	if !filepath.IsAbs(c.NodeFile) {
 		return c, invalid("nodeFile: %s: want an absolute path", c.NodeFile)
 	}
-	const most = 65535
-	if c.MTU < 0 || c.MTU > most {
-		return c, invalid("mtu: %d: want 0 (the network's) to %d", c.MTU, most)
+	const least, most = 68, 65535 // what the kernel takes for a veth
+	if c.MTU != 0 && (c.MTU < least || c.MTU > most) {
+		return c, invalid("mtu: %d: want 0 (the network's) or %d to %d", c.MTU, least, most)
 	}
 	for _, r := range c.Routes {
 		if r == nil || r.Dst.IP == nil {
@@ -97,13 +97,9 @@ func (c conf) bridge(node subnet.NodeFile) (string, error) {
 }
 
 // joined puts the result behind what the plugins before this one made: nothing of theirs is lost.
-func (c conf) joined(result *current.Result) (*current.Result, error) {
-	if len(c.RawPrevResult) == 0 {
-		return result, nil
-	}
-	prev, err := c.previous()
-	if err != nil {
-		return nil, err
+func joined(prev, result *current.Result) *current.Result {
+	if prev == nil {
+		return result
 	}
 	offset := len(prev.Interfaces)
 	for _, ip := range result.IPs {
@@ -112,10 +108,10 @@ func (c conf) joined(result *current.Result) (*current.Result, error) {
 	prev.Interfaces = append(prev.Interfaces, result.Interfaces...)
 	prev.IPs = append(prev.IPs, result.IPs...)
 	prev.Routes = append(prev.Routes, result.Routes...)
-	if len(result.DNS.Nameservers)+len(result.DNS.Search)+len(result.DNS.Options) > 0 {
+	if !result.DNS.IsEmpty() {
 		prev.DNS = result.DNS
 	}
-	return prev, nil
+	return prev
 }
 
 // previous reads the result that the runtime gives along.

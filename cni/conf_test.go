@@ -14,7 +14,7 @@ func TestTheNodeFileIsTheDaemonsUnlessTold(t *testing.T) {
 		`{"nodeFile":""}`:                "/run/overlayd/node.json",
 		`{"nodeFile":"/x/y","more":[1]}`: "/x/y",
 	} {
-		c, err := parseConf([]byte(text))
+		c, err := parseConf(request{input: []byte(text)})
 		if err != nil || c.NodeFile != want {
 			t.Errorf("%s: node file %q, %v; want %q", text, c.NodeFile, err, want)
 		}
@@ -31,7 +31,7 @@ func FuzzConf(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c, err := parseConf(text)
+		c, err := parseConf(request{input: text})
 		var coded *types.Error
 		switch {
 		case err == nil && !filepath.IsAbs(c.NodeFile):

@@ -1,43 +1,37 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
-	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/overlayd/overlayd/subnet"
 )
 
 const hostLocal = "host-local"
 
-// ipamAdd asks the plugin that "ipam" names for addresses and routes; none without one.
-func (c conf) ipamAdd(node subnet.NodeFile) ([]address, []*types.Route, error) {
+// ipamAdd asks the plugin that "ipam" names for addresses, routes and resolvers; none without one. If that fails, the
+// caller calls its DEL (CNI spec, section "Delegated plugin execution procedure").
+func (c conf) ipamAdd(node subnet.NodeFile) (all []address, routes []*types.Route, dns types.DNS, err error) {
 	if c.IPAM.Type == "" {
-		return nil, nil, nil
+		return nil, nil, dns, nil
 	}
-	text, err := c.withRanges(c.text, node.Subnets)
+	text, err := c.withRanges(c.request.input, node.Subnets)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, dns, err
 	}
-	answer, err := invoke.DelegateAdd(context.Background(), c.IPAM.Type, text, nil)
-	if err != nil {
-		return nil, nil, fmt.Errorf("ipam %s: %w", c.IPAM.Type, err)
-	}
-	result, err := current.NewResultFromResult(answer)
+	result, err := c.execADD(c.IPAM.Type, text)
 	if err == nil && len(result.IPs) == 0 {
 		err = errors.New("it gave no address")
 	}
 	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("ipam %s: %w", c.IPAM.Type, err), c.ipam("DEL"))
+		return nil, nil, dns, fmt.Errorf("ipam %s: %w", c.IPAM.Type, err)
 	}
-	var all []address
 	for _, ip := range result.IPs {
 		addr, _ := netip.AddrFromSlice(ip.Address.IP)
 		ones, _ := ip.Address.Mask.Size()
@@ -56,7 +50,7 @@ func (c conf) ipamAdd(node subnet.NodeFile) ([]address, []*types.Route, error) {
 			r.GW = gateway(node, r.Dst.IP)
 		}
 	}
-	return all, notDefault(result.Routes), nil
+	return all, notDefault(result.Routes), result.DNS, nil
 }
 
 func sharesSubnet(node subnet.NodeFile, ip netip.Addr) bool {
@@ -85,9 +79,9 @@ func (c conf) ipam(verb string) error {
 	if c.IPAM.Type == "" {
 		return nil
 	}
-	text, err := c.withRanges(c.text, c.subnets())
+	text, err := c.withRanges(c.request.input, c.anyNode().Subnets)
 	if err == nil {
-		err = delegate(verb, c.IPAM.Type, text)
+		_, err = c.exec(verb, c.IPAM.Type, text)
 	}
 	if err != nil {
 		return fmt.Errorf("ipam %s: %w", c.IPAM.Type, err)
@@ -95,19 +89,13 @@ func (c conf) ipam(verb string) error {
 	return nil
 }
 
-func delegate(verb, plugin string, text []byte) error {
-	call := map[string]func(context.Context, string, []byte, invoke.Exec) error{
-		"DEL": invoke.DelegateDel, "CHECK": invoke.DelegateCheck, "GC": invoke.DelegateGC, "STATUS": invoke.DelegateStatus,
-	}[verb]
-	return call(context.Background(), plugin, text, nil)
-}
-
-// subnets are this host's; without a node file a placeholder, for plugins that want some range to read their own files.
-func (c conf) subnets() []netip.Prefix {
+// anyNode is this host's node file; without one a placeholder, for plugins that want some range to read their own files.
+func (c conf) anyNode() subnet.NodeFile {
 	if node, err := readNode(c.NodeFile); err == nil {
-		return node.Subnets
+		return node
 	}
-	return []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	some := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	return subnet.NodeFile{Networks: some, Subnets: some}
 }
 
 // withRanges gives host-local our subnets, unless the admin has said which.
@@ -135,8 +123,8 @@ func ranges(subnets []netip.Prefix) [][]map[string]string {
 }
 
 // delegation is the configuration for the plugin that attaches the pod in our place, with what flannel's plugin adds: our
-// subnets, the MTU, and that the daemon masquerades.
-func (c conf) delegation(subnets []netip.Prefix, mtu int) (plugin string, text []byte, err error) {
+// subnets, a route to the network, the MTU, and that the daemon masquerades.
+func (c conf) delegation(node subnet.NodeFile) (plugin string, text []byte, err error) {
 	d := maps.Clone(c.Delegate)
 	preset := func(key string, value any) {
 		if _, said := d[key]; !said {
@@ -153,7 +141,7 @@ func (c conf) delegation(subnets []netip.Prefix, mtu int) (plugin string, text [
 		preset("isGateway", true)
 	}
 	preset("ipMasq", false)
-	if mtu > 0 {
+	if mtu := c.mtu(node); mtu > 0 {
 		preset("mtu", mtu)
 	}
 	ipam, _ := d["ipam"].(map[string]any)
@@ -165,15 +153,15 @@ func (c conf) delegation(subnets []netip.Prefix, mtu int) (plugin string, text [
 		ipam["type"] = hostLocal
 	}
 	if ipam["type"] == hostLocal {
-		var routes []map[string]string
-		for _, s := range subnets {
-			routes = append(routes, map[string]string{"dst": anywhere(s.Addr()).String()})
+		routes, _ := ipam["routes"].([]any)
+		for _, n := range node.Networks {
+			routes = append(routes, map[string]string{"dst": n.String()})
 		}
-		ipam["ranges"], ipam["routes"] = ranges(subnets), routes
+		ipam["ranges"], ipam["routes"] = ranges(node.Subnets), routes
 	}
 	d["ipam"] = ipam
 	var given map[string]any
-	if err := json.Unmarshal(c.text, &given); err != nil {
+	if err := json.Unmarshal(c.request.input, &given); err != nil {
 		return "", nil, err
 	}
 	for _, key := range []string{"runtimeConfig", "prevResult", "args", "cni.dev/valid-attachments"} {
@@ -185,25 +173,28 @@ func (c conf) delegation(subnets []netip.Prefix, mtu int) (plugin string, text [
 	return plugin, text, err
 }
 
-func (c conf) delegateAdd(node subnet.NodeFile) error {
-	plugin, text, err := c.delegation(node.Subnets, c.mtu(node))
+func (c conf) delegateAdd(node subnet.NodeFile, out io.Writer) error {
+	plugin, text, err := c.delegation(node)
 	if err != nil {
 		return err
 	}
-	result, err := invoke.DelegateAdd(context.Background(), plugin, text, nil)
+	result, err := c.execADD(plugin, text)
+	if err == nil {
+		err = printResult(result, c.CNIVersion, out)
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("delegate %s: %w", plugin, err), c.delegateOther("DEL"))
 	}
-	return types.PrintResult(result, c.CNIVersion)
+	return nil
 }
 
 // delegateOther calls another verb of the delegate.
 func (c conf) delegateOther(verb string) error {
-	plugin, text, err := c.delegation(c.subnets(), c.MTU)
+	plugin, text, err := c.delegation(c.anyNode())
 	if err != nil {
 		return err
 	}
-	if err := delegate(verb, plugin, text); err != nil {
+	if _, err := c.exec(verb, plugin, text); err != nil {
 		return fmt.Errorf("delegate %s: %w", plugin, err)
 	}
 	return nil

@@ -6,10 +6,10 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/subnet"
 )
@@ -32,46 +32,50 @@ type address struct {
 	gateway netip.Addr // the zero Addr: none
 }
 
-func newJob(c conf, node subnet.NodeFile, p *pod, args *skel.CmdArgs) (*job, error) {
-	j := &job{attachment: newAttachment(c.Name, args), conf: c, node: node, pod: p, mtu: c.mtu(node)}
+func newJob(c conf, node subnet.NodeFile, p *pod, r request) (*job, error) {
+	j := &job{attachment: newAttachment(c.Name, r.container, r.ifname), conf: c, node: node, pod: p, mtu: c.mtu(node)}
 	if len(j.alias) > maxAlias {
 		return nil, invalid("network name and container ID have %d bytes together, more than %d", len(j.alias), maxAlias)
 	}
 	var err error
-	if j.wish, err = wishOf(c, args.Args, node); err != nil {
+	if j.wish, err = wishOf(c, r.args, node); err != nil {
 		return nil, err
 	}
 	name, err := c.bridge(node)
 	if err != nil {
 		return nil, err
 	}
-	j.bridge, err = netlink.LinkByName(name)
-	if err != nil || j.bridge.Attrs().Name != name || j.bridge.Type() != "bridge" {
-		return nil, types.NewError(types.ErrTryAgainLater, "bridge "+name+" does not exist: overlayd makes it", "see: systemctl status overlayd; overlayd status")
+	if j.kernel, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	return j, nil
+	j.bridge, err = j.kernel.LinkByName(name)
+	why := ""
+	switch {
+	case err != nil || j.bridge.Attrs().Name != name || j.bridge.Type() != "bridge":
+		why = "bridge " + name + " does not exist: overlayd makes it"
+	case j.bridge.Attrs().Flags&net.FlagUp == 0:
+		why = "bridge " + name + " is down: overlayd sets it up"
+	default:
+		return j, nil
+	}
+	return nil, types.NewError(types.ErrTryAgainLater, why, "see: systemctl status overlayd; overlayd status")
 }
 
 // attach makes the pod's interface. The last step commits: a link without an alias is an ADD that did not end.
 func (j *job) attach() (_ *current.Result, err error) {
-	given, routes, err := j.conf.ipamAdd(j.node)
+	host, err := j.makeLink() // first: from here on nobody else attaches this, and dhcp needs the pod's interface
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, j.conf.ipam("DEL"))
+		if err != nil { // an address is given back when nothing has it any more
+			err = errors.Join(err, removed(j.kernel.LinkDel(host)), j.conf.ipam("DEL"))
 		}
 	}()
-	host, err := j.makeLink()
+	given, routes, dns, err := j.conf.ipamAdd(j.node)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, removed(netlink.LinkDel(host)))
-		}
-	}()
 	addrs, err := j.claim(host, given)
 	if err != nil {
 		return nil, err
@@ -81,9 +85,9 @@ func (j *job) attach() (_ *current.Result, err error) {
 		mac = subnet.AddrMAC(addrs[0].ip)
 	}
 	routes = append(routes, j.routes(addrs)...)
-	var index int
+	var inner netlink.Link
 	err = j.pod.do(func(h *netlink.Handle) (err error) {
-		index, err = configure(h, j.ifname, addrs, routes, mac)
+		inner, err = configure(h, j.ifname, addrs, routes, mac)
 		return err
 	})
 	if err != nil {
@@ -92,29 +96,33 @@ func (j *job) attach() (_ *current.Result, err error) {
 	if err := j.open(host); err != nil {
 		return nil, err
 	}
-	if err := j.pod.do(func(*netlink.Handle) error { return announce(index, addrs, mac) }); err != nil {
+	if err := j.pod.announce(inner, mac); err != nil {
 		return nil, fmt.Errorf("announce %s: %w", j.ifname, err)
 	}
-	if err := netlink.LinkSetAlias(host, j.alias); err != nil {
+	if err := j.kernel.LinkSetAlias(host, j.alias); err != nil {
 		return nil, fmt.Errorf("alias of %s: %w", j.link, err)
 	}
-	return j.result(host, addrs, routes, mac), nil
+	result := j.result(host, addrs, routes, mac)
+	if result.DNS = j.conf.DNS; result.DNS.IsEmpty() {
+		result.DNS = dns
+	}
+	return result, nil
 }
 
 // open lets packets through the host's side.
 func (j *job) open(host netlink.Link) error {
 	if is(j.conf.HairpinMode) { // a pod reaches itself through its own service
-		if err := netlink.LinkSetHairpin(host, true); err != nil {
+		if err := j.kernel.LinkSetHairpin(host, true); err != nil {
 			return fmt.Errorf("hairpin of %s: %w", j.link, err)
 		}
 	}
 	if j.conf.PortIsolation {
-		if err := netlink.LinkSetIsolated(host, true); err != nil {
+		if err := j.kernel.LinkSetIsolated(host, true); err != nil {
 			return fmt.Errorf("isolate %s: %w", j.link, err)
 		}
 	}
 	for _, l := range []netlink.Link{host, j.bridge} { // the first pod brings the bridge's own carrier
-		if err := awaitCarrier(l); err != nil {
+		if err := awaitCarrier(j.kernel, l); err != nil {
 			return err
 		}
 	}

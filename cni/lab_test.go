@@ -199,9 +199,27 @@ func (h *host) run(c call) (answer, error) {
 	}
 	if failure != nil {
 		a.err = &types.Error{}
-		return a, json.Unmarshal(out.Bytes(), a.err)
+		return a, errors.Join(json.Unmarshal(out.Bytes(), a.err), properError(c, out.Bytes()))
 	}
 	return a, nil
+}
+
+// properError says what the spec would not like about an error.
+func properError(c call, text []byte) error {
+	var e struct {
+		CNIVersion, Msg string
+		Code            uint
+	}
+	if err := json.Unmarshal(text, &e); err != nil {
+		return err
+	}
+	if !slices.Contains(versions(), e.CNIVersion) || e.Msg == "" || e.Code == 0 {
+		return fmt.Errorf("%s says %s, without cniVersion, code or msg", c.command, text)
+	}
+	if e.Code == types.ErrUnknownContainer { // "the runtime need not call DEL": nobody may believe that
+		return fmt.Errorf("%s says %s", c.command, text)
+	}
+	return nil
 }
 
 // do executes the plugin, which must succeed, and returns its text.
@@ -221,11 +239,7 @@ func (h *host) do(t *testing.T, c call) string {
 // attach is do for an ADD; it returns the result in its newest form.
 func (h *host) attach(t *testing.T, c call) *current.Result {
 	t.Helper()
-	r, err := current.NewResult([]byte(h.do(t, c)))
-	must(t, err)
-	result, err := current.NewResultFromResult(r)
-	must(t, err)
-	return result
+	return parsed(t, h.do(t, c))
 }
 
 // refuse executes the plugin, which must fail with the code and say all the words.

@@ -14,6 +14,7 @@ import (
 type pod struct {
 	path string
 	file *os.File
+	link *netlink.Handle // a socket of it, once it was entered: it speaks for the namespace from any thread
 }
 
 // openPod refuses what is no network namespace, and the plugin's own: a path under /proc can come to mean the host.
@@ -34,7 +35,12 @@ func openPod(path string) (*pod, error) {
 	return p, nil
 }
 
-func (p *pod) close() { _ = p.file.Close() }
+func (p *pod) close() {
+	if p.link != nil {
+		p.link.Close()
+	}
+	_ = p.file.Close()
+}
 
 // notOwn refuses the namespace that the plugin itself runs in: the host's. What does not exist is not it.
 func notOwn(path string) error {
@@ -48,7 +54,7 @@ func notOwn(path string) error {
 	return nil
 }
 
-// do runs f inside the namespace, with a netlink socket of it. The thread that enters is never used again.
+// do runs f inside the namespace. The thread that enters is never used again.
 func (p *pod) do(f func(*netlink.Handle) error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -57,12 +63,11 @@ func (p *pod) do(f func(*netlink.Handle) error) error {
 			if err := unix.Setns(int(p.file.Fd()), unix.CLONE_NEWNET); err != nil {
 				return fmt.Errorf("enter %s: %w", p.path, err)
 			}
-			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-			if err != nil {
+			var err error
+			if p.link, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 				return fmt.Errorf("netlink in %s: %w", p.path, err)
 			}
-			defer h.Close()
-			return f(h)
+			return f(p.link)
 		}()
 	}()
 	return <-result

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -13,24 +16,20 @@ import (
 	"github.com/overlayd/overlayd/subnet"
 )
 
-// configure sets up the pod's side, from inside the pod, and returns its index.
-func configure(h *netlink.Handle, ifname string, addrs []address, routes []*types.Route, mac subnet.MAC) (int, error) {
+// configure sets up the pod's side, from inside the pod, and returns it. Routes are changed to what was really made.
+func configure(h *netlink.Handle, ifname string, addrs []address, routes []*types.Route, mac subnet.MAC) (netlink.Link, error) {
 	l, err := h.LinkByName(ifname)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	for _, a := range addrs {
-		if !a.ip.Is4() {
-			if err := prepareIPv6(ifname); err != nil {
-				return 0, err
-			}
-		}
+	if err := tune(ifname, slices.ContainsFunc(addrs, func(a address) bool { return !a.ip.Is4() })); err != nil {
+		return nil, err
 	}
 	if err := h.LinkSetHardwareAddr(l, mac[:]); err != nil {
-		return 0, fmt.Errorf("set MAC %s: %w", mac, err)
+		return nil, fmt.Errorf("set MAC %s: %w", mac, err)
 	}
 	if err := h.LinkSetUp(l); err != nil {
-		return 0, fmt.Errorf("set up: %w", err)
+		return nil, fmt.Errorf("set up: %w", err)
 	}
 	for _, a := range addrs {
 		ip := &netlink.Addr{IPNet: &net.IPNet{IP: a.ip.AsSlice(), Mask: net.CIDRMask(a.prefix.Bits(), a.ip.BitLen())}}
@@ -38,35 +37,62 @@ func configure(h *netlink.Handle, ifname string, addrs []address, routes []*type
 			ip.Flags = unix.IFA_F_NODAD // the address is ours by claim, and asking takes a second
 		}
 		if err := h.AddrAdd(l, ip); err != nil {
-			return 0, fmt.Errorf("add %s: %w", ip.IPNet, err)
+			return nil, fmt.Errorf("add %s: %w", ip.IPNet, err)
 		}
 	}
 	for _, r := range routes {
-		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: &r.Dst, Gw: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority}
-		if r.GW == nil {
-			route.Scope = netlink.SCOPE_LINK
-		}
-		if r.Table != nil {
-			route.Table = *r.Table
-		}
-		if r.Scope != nil {
-			route.Scope = netlink.Scope(*r.Scope)
-		}
-		if err := h.RouteAdd(route); err != nil {
-			return 0, fmt.Errorf("route %s via %s: %w", &r.Dst, r.GW, err)
+		if err := addRoute(h, l, r); err != nil {
+			return nil, fmt.Errorf("route %s via %s: %w", &r.Dst, r.GW, err)
 		}
 	}
-	return l.Attrs().Index, nil
+	return l, nil
 }
 
-// prepareIPv6 undoes what runtimes do to keep IPv6 away, and keeps router advertisements of other pods away.
-func prepareIPv6(ifname string) error {
-	for knob, value := range map[string]string{"disable_ipv6": "0", "accept_ra": "0"} {
-		if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+ifname+"/"+knob, []byte(value), 0); err != nil {
-			return err
-		}
+// behind is more than the metric of any route that the kernel or we make unless told.
+const behind = 2048
+
+func addRoute(h *netlink.Handle, l netlink.Link, r *types.Route) error {
+	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: &r.Dst, Gw: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority}
+	if r.GW == nil {
+		route.Scope = netlink.SCOPE_LINK
 	}
-	return nil
+	if r.Table != nil {
+		route.Table = *r.Table
+	}
+	if r.Scope != nil {
+		route.Scope = netlink.Scope(*r.Scope)
+	}
+	err := h.RouteAdd(route)
+	if ones, _ := r.Dst.Mask.Size(); ones > 0 || r.Priority != 0 || !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	// Another network of the pod has its default route: this one stands in when that is gone.
+	r.Priority = behind + l.Attrs().Index
+	route.Priority = r.Priority
+	return h.RouteAdd(route)
+}
+
+// tune sets the kernel's switches of the pod's side before it goes up: what runtimes do to keep IPv6 away is undone if it has
+// an IPv6 address, router advertisements of other pods are never believed, and a MAC that is set is told to the neighbours.
+func tune(ifname string, v6 bool) error {
+	set := func(family, knob, value string) error {
+		return os.WriteFile("/proc/sys/net/"+family+"/conf/"+ifname+"/"+knob, []byte(value), 0)
+	}
+	err := set("ipv6", "accept_ra", "0")
+	if !v6 && errors.Is(err, fs.ErrNotExist) {
+		err = nil // a kernel without IPv6
+	}
+	if v6 {
+		err = errors.Join(err, set("ipv6", "disable_ipv6", "0"), set("ipv6", "ndisc_notify", "1"))
+	}
+	return errors.Join(err, set("ipv4", "arp_notify", "1"))
+}
+
+// announce has the kernel tell the other ports of the bridge where the addresses are now: setting a MAC, be it the same, sends
+// a gratuitous ARP request and an unsolicited neighbour advertisement for each (see [tune]). A packet socket of our own would
+// cost more than all the rest of an ADD: its end waits for an RCU grace period.
+func (p *pod) announce(inner netlink.Link, mac subnet.MAC) error {
+	return p.link.LinkSetHardwareAddr(inner, mac[:])
 }
 
 const (
@@ -76,10 +102,10 @@ const (
 
 // awaitCarrier waits until the kernel has seen the link's carrier (net/core/link_watch.c does that in its own time). What
 // is sent over a device before that is dropped, and the next attempt to resolve an address comes a second later.
-func awaitCarrier(l netlink.Link) error {
+func awaitCarrier(h *netlink.Handle, l netlink.Link) error {
 	deadline := time.Now().Add(carrierPatience)
 	for {
-		now, err := netlink.LinkByIndex(l.Attrs().Index)
+		now, err := h.LinkByIndex(l.Attrs().Index)
 		if err != nil {
 			return fmt.Errorf("look at %s: %w", l.Attrs().Name, err)
 		}

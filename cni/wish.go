@@ -27,7 +27,7 @@ func wishOf(c conf, environment string, node subnet.NodeFile) (wish, error) {
 		name string
 		asked
 	}{{"runtimeConfig", c.RuntimeConfig}, {"args.cni", c.Args.CNI}, {"CNI_ARGS", env}} {
-		if len(w.ips) == 0 {
+		if len(w.ips) == 0 && c.IPAM.Type == "" { // else that plugin reads what was asked for
 			for _, text := range from.IPs {
 				ip, err := inside(text, node)
 				if err != nil {
@@ -61,7 +61,9 @@ func parseArgs(text string) (asked, error) {
 		switch strings.TrimSpace(key) {
 		case "IP":
 			for ip := range strings.SplitSeq(value, ",") {
-				a.IPs = append(a.IPs, strings.TrimSpace(ip))
+				if ip = strings.TrimSpace(ip); ip != "" {
+					a.IPs = append(a.IPs, ip)
+				}
 			}
 		case "MAC":
 			a.MAC = strings.TrimSpace(value)
@@ -72,8 +74,12 @@ func parseArgs(text string) (asked, error) {
 
 // inside reads an address, with or without a prefix length, that this host may give to a pod.
 func inside(text string, node subnet.NodeFile) (netip.Addr, error) {
-	bare, _, _ := strings.Cut(text, "/")
-	ip, err := netip.ParseAddr(bare)
+	ip, err := netip.ParseAddr(text)
+	if strings.Contains(text, "/") {
+		var p netip.Prefix
+		p, err = netip.ParsePrefix(text)
+		ip = p.Addr()
+	}
 	if err != nil {
 		return ip, fmt.Errorf("%q: want an IP address", text)
 	}

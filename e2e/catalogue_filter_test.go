@@ -12,7 +12,7 @@ func knobActs() []act {
 	add := func(name, right, wrong string) {
 		gone := ""
 		if strings.HasSuffix(name, "disable_ipv6") { // takes all that is IPv6 on the device along
-			gone = `fd00:5|nhid|id \d+ via`
+			gone = `fd00:5|fe80::|nhid|id \d+ via`
 		}
 		if strings.HasSuffix(name, "all/forwarding") {
 			gone = `fd00:5`

@@ -24,7 +24,7 @@ func listen(t testing.TB) *listener {
 	must(t, err)
 	t.Cleanup(func() { must(t, unix.Close(fd)) })
 	must(t, errors.Join(unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<22),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<24),
 		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_NFTABLES)))
 	return &listener{t, fd}
 }
@@ -52,12 +52,16 @@ func (l *listener) drain() string {
 var nftKinds = map[int]string{
 	unix.NFT_MSG_NEWTABLE: "add table", unix.NFT_MSG_DELTABLE: "delete table", unix.NFT_MSG_NEWCHAIN: "add chain", unix.NFT_MSG_DELCHAIN: "delete chain",
 	unix.NFT_MSG_NEWRULE: "add rule", unix.NFT_MSG_DELRULE: "delete rule", unix.NFT_MSG_NEWSET: "add set", unix.NFT_MSG_DELSET: "delete set",
-	unix.NFT_MSG_NEWSETELEM: "add element", unix.NFT_MSG_DELSETELEM: "delete element", unix.NFT_MSG_NEWOBJ: "add object", unix.NFT_MSG_DELOBJ: "delete object",
+	unix.NFT_MSG_NEWSETELEM: "add element", unix.NFT_MSG_DELSETELEM: "delete element", unix.NFT_MSG_NEWGEN: "generation", unix.NFT_MSG_NEWOBJ: "add object", unix.NFT_MSG_DELOBJ: "delete object",
 }
 
 func (l *listener) event(text *strings.Builder, kind int, body []byte) {
 	what, ok := nftKinds[kind]
 	if !ok {
+		return
+	}
+	if kind == unix.NFT_MSG_NEWGEN {
+		fmt.Fprintln(text, what)
 		return
 	}
 	family := map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_BRIDGE: "bridge"}[body[0]]

@@ -305,7 +305,16 @@ func (k *Kernel) nftRequests(c backend.Change) ([]*nl.NetlinkRequest, error) {
 func (k *Kernel) filter(changes []backend.Change) []error {
 	errs := make([]error, len(changes))
 	var reqs []*nl.NetlinkRequest
+	ending := map[string]bool{} // tables that are removed, and with them all that they hold
+	for _, c := range changes {
+		if t, ok := c.Old.(backend.Table); ok && c.New == nil {
+			ending[t.Family] = true
+		}
+	}
 	for i, c := range changes {
+		if e, ok := elementOf(c.Old); ok && c.New == nil && ending[e.family] {
+			continue // one by one they take the kernel the square of their number
+		}
 		part, err := k.nftRequests(c)
 		if err != nil {
 			errs[i] = err

@@ -127,14 +127,20 @@ func (w *witness) lease() (l subnet.Lease, deadline time.Duration, ok bool) {
 }
 
 // agrees says whether this host can follow a configuration: one that was changed may take away what the host needs. Then
-// the network stays as it was.
+// the network stays as it was. The host is looked at anew: what it was connected to a moment ago is not enough.
 func (w *witness) agrees(c subnet.Config) bool {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	former, host := w.last.Config, w.host
+	w.mu.Unlock()
 	var err error
-	if c != w.last.Config && len(w.last.Config.Pools()) > 0 { // the first one was looked at before
-		err = w.options.apart(c, w.host)
+	if c != former && len(former.Pools()) > 0 { // the first one was looked at before
+		if now, failed := look(w.options.kernel(former.Backend.VNI)); failed == nil {
+			host = now
+		}
+		err = w.options.apart(c, host)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.apart.set(err) && err != nil {
 		klog.Errorf("configuration: %v: nothing is changed", err)
 	}

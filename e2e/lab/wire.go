@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -176,6 +178,12 @@ func (e *Ear) Heard() []Heard {
 	return slices.Clone(e.heard)
 }
 
+// Port is the number of the port.
+func (e *Ear) Port() uint16 {
+	addr, _ := e.conn.LocalAddr().(*net.UDPAddr)
+	return addr.AddrPort().Port()
+}
+
 // Close gives the port back.
 func (e *Ear) Close() error {
 	err := e.conn.Close()
@@ -185,6 +193,15 @@ func (e *Ear) Close() error {
 
 // SendUDP sends one datagram from a port of the namespace, 0 for any.
 func (n *Netns) SendUDP(port int, to netip.AddrPort, text []byte) error {
+	return n.send(port, to, text, 0)
+}
+
+// Refusal sends a datagram and returns what the network answers to it, nil when it says nothing for the given time.
+func (n *Netns) Refusal(to netip.AddrPort, text []byte, patience time.Duration) error {
+	return n.send(0, to, text, patience)
+}
+
+func (n *Netns) send(port int, to netip.AddrPort, text []byte, patience time.Duration) error {
 	var conn *net.UDPConn
 	err := n.Do(func() (err error) {
 		conn, err = net.DialUDP("udp", &net.UDPAddr{Port: port}, net.UDPAddrFromAddrPort(to))
@@ -194,8 +211,37 @@ func (n *Netns) SendUDP(port int, to netip.AddrPort, text []byte) error {
 		return fmt.Errorf("%s to %s: %w", n.Name, to, err)
 	}
 	defer conn.Close() //nolint:errcheck // a datagram socket
-	_, err = conn.Write(text)
+	if patience > 0 {
+		if err := tellErrors(conn); err != nil {
+			return err
+		}
+	}
+	if _, err = conn.Write(text); err != nil || patience == 0 {
+		return err
+	}
+	err = conn.SetReadDeadline(time.Now().Add(patience))
+	if err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
 	return err
+}
+
+// tellErrors makes the kernel tell what routers answer; without it only the other end's answer counts (ip(7), IP_RECVERR).
+func tellErrors(conn *net.UDPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		if failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1); failed != nil { // an IPv4 socket
+			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 // Path is the file of that name in the host's directory.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -215,8 +216,8 @@ const revokePatience = time.Second
 func (s *Store) revoke(ctx context.Context, ids ...clientv3.LeaseID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokePatience)
 	defer cancel()
-	for _, id := range ids {
-		if id != 0 {
+	for i, id := range ids {
+		if id != 0 && !slices.Contains(ids[:i], id) {
 			_, _ = s.client.Revoke(ctx, id)
 		}
 	}

@@ -53,6 +53,7 @@ func (w *world) observe(by *daemon, cause string) {
 		}
 	}
 	w.noOrphans(after)
+	w.reservable(before, after)
 	w.neverLess(before, after)
 	for _, l := range was {
 		if now := after[string(l.kv.Key)]; now.GetModRevision() != l.kv.ModRevision {
@@ -98,6 +99,30 @@ func (w *world) noOrphans(state contents) {
 	}
 }
 
+// reservable makes sure that nobody's subnet is reserved for somebody else.
+func (w *world) reservable(before, after contents) {
+	prefix := keys{testPrefix}.reservations()
+	for key, kv := range after {
+		if !strings.HasPrefix(key, prefix) || before[key].GetModRevision() == kv.ModRevision {
+			continue
+		}
+		node, p := w.reserved(kv)
+		for _, l := range w.held {
+			if l.owner != node && slices.ContainsFunc(l.Subnets(), p.Overlaps) {
+				w.failf("%s is reserved for %s while %s has %s", p, node, l.owner, leaseName(l.Lease))
+			}
+		}
+	}
+}
+
+func (w *world) reserved(kv *mvccpb.KeyValue) (string, netip.Prefix) {
+	var r reservation
+	w.must(json.Unmarshal(kv.Value, &r))
+	p, err := parsePrefixName(strings.TrimPrefix(string(kv.Key), keys{testPrefix}.reservations()))
+	w.must(err)
+	return r.Node, p
+}
+
 func (w *world) past(kv *mvccpb.KeyValue) past {
 	var p past
 	if kv != nil {
@@ -106,7 +131,7 @@ func (w *world) past(kv *mvccpb.KeyValue) past {
 	return p
 }
 
-// neverLess is I6: epochs only grow, and history is not forgotten.
+// neverLess is I6: history is not forgotten, and its epochs never decrease. They grow when a subnet changes hands.
 func (w *world) neverLess(before, after contents) {
 	for key, kv := range before {
 		if !strings.HasPrefix(key, keys{testPrefix}.histories()) {
@@ -114,6 +139,8 @@ func (w *world) neverLess(before, after contents) {
 		}
 		if old, now := w.past(kv), w.past(after[key]); now.Epoch < old.Epoch || after[key] == nil {
 			w.failf("I6: %s was %+v and is %+v", key, old, now)
+		} else if now.Epoch == old.Epoch && (now.Node != old.Node || old.Released && !now.Released) {
+			w.failf("I6: %s changed hands, was %+v and is %+v", key, old, now)
 		}
 	}
 }
@@ -164,12 +191,8 @@ func (w *world) permitted(l written, before contents, by *daemon) {
 		if !strings.HasPrefix(key, k.reservations()) {
 			continue
 		}
-		var r reservation
-		w.must(json.Unmarshal(kv.Value, &r))
-		p, err := parsePrefixName(strings.TrimPrefix(key, k.reservations()))
-		w.must(err)
-		if r.Node != l.owner && slices.ContainsFunc(l.Subnets(), p.Overlaps) {
-			w.failf("%s gets %s, of which %s is reserved for %s", l.owner, leaseName(l.Lease), p, r.Node)
+		if node, p := w.reserved(kv); node != l.owner && slices.ContainsFunc(l.Subnets(), p.Overlaps) {
+			w.failf("%s gets %s, of which %s is reserved for %s", l.owner, leaseName(l.Lease), p, node)
 		}
 	}
 }

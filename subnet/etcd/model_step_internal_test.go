@@ -57,6 +57,10 @@ func (w *world) act(d *daemon, s step) any {
 		return w.beat(d)
 	case "release":
 		w.crash(d)
+		for _, l := range w.lives { // these it knows of: it sees what hangs on them
+			used := w.last[d.store.keys.node(d.name)].GetLease() == l.id || w.last[d.store.keys.alive(d.name)].GetLease() == l.id
+			l.excused = l.excused && !used
+		}
 		_, err := d.store.Release(w.ctx, d.name, w.terms(d).Boot)
 		if err != nil {
 			w.excuse(d)
