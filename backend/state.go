@@ -129,25 +129,25 @@ func (c Change) String() string {
 // others need first; then the remaining rows that must go, what needs others first. So a new peer has its FDB and
 // neighbour entries before its route, and a gone peer loses its route before them. Equal states have an empty diff.
 func Diff(want, have State) []Change {
-	have = have.prefer(want)
-	var devices, makes, removes []Change
-	for key, w := range want {
-		switch h := have[key]; h {
-		case w:
-		default:
-			makes = append(makes, Change{Old: h, New: w})
-		}
+	makes, found := missing(want, have)
+	if found+have.kept(want) == len(have) { // nothing must go: strays neither, for nobody wants one
+		slices.SortFunc(makes, func(a, b Change) int { return compare(a.Row(), b.Row()) })
+		return makes
 	}
+	have = have.prefer(want)
+	makes, _ = missing(want, have)
+	var devices, removes []Change
 	for key, h := range have {
 		if _, wanted := want[key]; wanted {
 			continue
 		}
 		switch h.(type) {
-		case Sysctl, Port: // a knob cannot be absent, and what it was before is not known; a pod's link is the plugin's
 		case VXLAN, Bridge:
 			devices = append(devices, Change{Old: h})
 		default:
-			removes = append(removes, Change{Old: h})
+			if !stays(h) {
+				removes = append(removes, Change{Old: h})
+			}
 		}
 	}
 	for _, part := range [][]Change{devices, makes, removes} {
@@ -155,4 +155,42 @@ func Diff(want, have State) []Change {
 	}
 	slices.Reverse(removes)
 	return slices.Concat(devices, makes, removes)
+}
+
+// stays says whether a row is never removed: a knob cannot be absent, and what it was before is not known; a pod's link is
+// the plugin's.
+func stays(e Entry) bool {
+	switch e.(type) {
+	case Sysctl, Port:
+		return true
+	}
+	return false
+}
+
+// kept counts the rows that are not wanted and stay.
+func (s State) kept(want State) int {
+	n := 0
+	for key, row := range s {
+		if !stays(row) {
+			continue
+		}
+		if _, wanted := want[key]; !wanted {
+			n++
+		}
+	}
+	return n
+}
+
+// missing returns the changes that make or alter what is wanted, not in order, and how many of the keys are there.
+func missing(want, have State) (makes []Change, found int) {
+	for key, w := range want {
+		h, there := have[key]
+		if there {
+			found++
+		}
+		if h != w {
+			makes = append(makes, Change{Old: h, New: w})
+		}
+	}
+	return makes, found
 }

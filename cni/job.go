@@ -96,6 +96,9 @@ func (j *job) attach() (_ *current.Result, err error) {
 	if err := j.open(host); err != nil {
 		return nil, err
 	}
+	if err := j.pod.awaitLocal(addrs); err != nil {
+		return nil, err
+	}
 	if err := j.pod.announce(inner, mac); err != nil {
 		return nil, fmt.Errorf("announce %s: %w", j.ifname, err)
 	}

@@ -30,7 +30,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Test(m.Run)) }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func same(t *testing.T, what, got, want string) {
 // spaces counts namespaces, for their names.
 var spaces atomic.Int64
 
-func newSpace(t *testing.T) *lab.Netns {
+func newSpace(t testing.TB) *lab.Netns {
 	t.Helper()
 	lab.Need(t)
 	n, err := lab.NewNetns("n" + strconv.FormatInt(spaces.Add(1), 10))
@@ -75,7 +75,7 @@ const (
 )
 
 // newHost makes a host that holds the given subnets.
-func newHost(t *testing.T, subnets ...string) *host {
+func newHost(t testing.TB, subnets ...string) *host {
 	t.Helper()
 	h := &host{Netns: newSpace(t), file: filepath.Join(t.TempDir(), "node.json")}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -121,7 +121,7 @@ func plant(name string, altnames ...string) error {
 	return errors.Join(errs...)
 }
 
-func sinceBoot(t *testing.T) int64 {
+func sinceBoot(t testing.TB) int64 {
 	t.Helper()
 	var now unix.Timespec
 	must(t, unix.ClockGettime(unix.CLOCK_BOOTTIME, &now))
@@ -129,7 +129,7 @@ func sinceBoot(t *testing.T) int64 {
 }
 
 // write brings the node file up to date.
-func (h *host) write(t *testing.T) {
+func (h *host) write(t testing.TB) {
 	t.Helper()
 	must(t, os.WriteFile(h.file, h.node.Text(), 0o644))
 }

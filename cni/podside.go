@@ -96,22 +96,46 @@ func (p *pod) announce(inner netlink.Link, mac subnet.MAC) error {
 }
 
 const (
-	carrierPatience = time.Second
-	carrierStep     = 200 * time.Microsecond
+	patience = time.Second
+	step     = 200 * time.Microsecond
 )
 
 // awaitCarrier waits until the kernel has seen the link's carrier (net/core/link_watch.c does that in its own time). What
 // is sent over a device before that is dropped, and the next attempt to resolve an address comes a second later.
 func awaitCarrier(h *netlink.Handle, l netlink.Link) error {
-	deadline := time.Now().Add(carrierPatience)
-	for {
+	return await(func() (bool, error) {
 		now, err := h.LinkByIndex(l.Attrs().Index)
 		if err != nil {
-			return fmt.Errorf("look at %s: %w", l.Attrs().Name, err)
+			return false, fmt.Errorf("look at %s: %w", l.Attrs().Name, err)
 		}
-		if s := now.Attrs().OperState; s == netlink.OperUp || time.Now().After(deadline) {
-			return nil // late, it still comes up by itself
+		return now.Attrs().OperState == netlink.OperUp, nil
+	})
+}
+
+// awaitLocal waits until the pod takes packets to its IPv6 addresses: their routes in the table local are made by a work
+// queue of the kernel (net/ipv6/addrconf.c, addrconf_dad_work), without duplicate address detection too.
+func (p *pod) awaitLocal(addrs []address) error {
+	for _, a := range addrs {
+		if a.ip.Is4() {
+			continue
 		}
-		time.Sleep(carrierStep) //nolint:forbidigo // a wait for the kernel with a deadline, in a program without a context
+		err := await(func() (bool, error) {
+			routes, err := p.link.RouteGet(a.ip.AsSlice())
+			return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, nil // no way yet is no error
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await asks until the answer is yes. What is late still comes by itself: then it is no error either.
+func await(ask func() (bool, error)) error {
+	for deadline := time.Now().Add(patience); ; {
+		if done, err := ask(); err != nil || done || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(step) //nolint:forbidigo // a wait for the kernel with a deadline, in a program without a context
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -48,24 +49,16 @@ table ip overlayd {
 `
 	// moreRows are made beside ours while the daemon runs, even inside the network.
 	moreRows = `
-ip link add foreign1 type veth peer name foreign2
 ip route add 10.5.200.0/24 via 203.0.113.9 dev foreign0 proto static
 ip route add 10.5.35.0/24 via 203.0.113.9 dev foreign0 proto static metric 7
 ip rule add to 10.5.0.0/16 lookup 77 pref 7701
 ip nexthop add id 142000099 via 203.0.113.9 dev foreign0 proto static
 `
+	// foreignSeen shows them, by few processes: it is looked at after every act.
 	foreignSeen = `
-for d in foreign0 foreign1 foreign3; do ip -d -o link show $d 2>&1 | sed 's/ \(tcn\|topology_change\|hello\|gc\)_timer *[0-9.]*//g'; done
-ip -o addr show foreign0 scope global
-ip route show table all | grep -v 'proto overlayd\|proto kernel\|table local\|192.88.77'
-ip rule
-ip nexthop show id 77
-ip nexthop show id 142000099 2>&1
-ip neigh show nud permanent dev foreign0
-bridge fdb show dev foreign0 | grep 0f:09
-nft list table inet foreign
-nft list table ip overlay
-nft list table ip overlayd
+printf 'link show foreign0\nlink show foreign3\naddr show foreign0 scope global\nroute show table all\nrule\nnexthop show\nneigh show nud permanent dev foreign0\n' | ip -d -o -batch -
+bridge fdb show dev foreign0
+nft 'list table inet foreign; list table ip overlay; list table ip overlayd'
 `
 )
 
@@ -79,13 +72,19 @@ func (s *scene) plant() {
 	s.planted = s.foreign()
 }
 
+// notForeign are lines about what is ours or the kernel's, and words that change by themselves.
+var (
+	notForeign = regexp.MustCompile(`(?m)^.*(proto (overlayd|142|kernel)|table local|192\.88\.77|(33:33|01:00):).*\n`)
+	ticking    = regexp.MustCompile(` (tcn|topology_change|hello|gc)_timer +[0-9.]+`)
+)
+
 // foreign prints what is on host1 and not ours.
 func (s *scene) foreign() string {
-	text, err := s.host.Output(nil, "sh", "-c", foreignSeen)
+	text, err := s.host.Output(nil, "sh", "-ec", foreignSeen)
 	if err != nil {
 		return err.Error()
 	}
-	return text
+	return ticking.ReplaceAllString(notForeign.ReplaceAllString(text, ""), "")
 }
 
 // plantMore adds rows of other people's: from then on those must stay too.

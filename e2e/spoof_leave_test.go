@@ -59,14 +59,14 @@ func TestMasquerade(t *testing.T) {
 	v.untracked()
 	v.unclaimed()
 
-	v.again(0, "--masq-exclude=192.0.2.64/28,2001:db8::60/124")
+	v.again("--masq-exclude=192.0.2.64/28,2001:db8::60/124")
 	v.wantSeen("excluded", one, "192.0.2.66", own)
 	v.wantSeen("excluded, IPv6", one, "2001:db8::66", own6)
 	v.wantSeen("another host, not excluded", one, "192.0.2.8", "192.0.2.7")
-	v.again(0, "--ip-masq=false")
+	v.again("--ip-masq=false")
 	v.wantSeen("without masquerade", one, "192.0.2.66", own)
 	v.wantSeen("without masquerade, IPv6", one, "2001:db8::66", own6)
-	v.again(0)
+	v.again()
 	v.wantSeen("with it again", one, "192.0.2.66", "192.0.2.7")
 }
 
@@ -75,7 +75,7 @@ func (v *town) group(from *lab.Pod, own string) {
 	group := netip.MustParseAddrPort("239.1.2.3:9998")
 	up := v.wire(v.hosts[0].Netns, "eth0")
 	router := v.forwardGroup(from.Addrs[0], group.Addr())
-	defer unix.Close(router) //nolint:errcheck // a test's
+	defer unix.Close(router)
 	_, err := from.Output(nil, "ip", "route", "add", "239.0.0.0/8", "dev", "eth0")
 	need(v.t, err)
 	frames := func(f []byte) bool { return len(f) > 34 && bytes.Equal(f[30:34], group.Addr().AsSlice()) }

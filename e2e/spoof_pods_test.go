@@ -142,7 +142,7 @@ func TestAntiSpoof(t *testing.T) {
 	v.pass("full", slices.Concat(disguises, honest))
 	v.overLinkLocal()
 	v.duplicate()
-	v.again(0, "--antispoof=false")
+	v.again("--antispoof=false")
 	v.pass("off", slices.Concat(honest, disguises))
 }
 

@@ -68,6 +68,7 @@ func newTown(t *testing.T, name string, alone func(*town)) *town {
 			v.pod(on)
 		}
 	}
+	need(t, listed(v.hosts[0], 2))
 	return v
 }
 
@@ -77,21 +78,20 @@ func (v *town) pod(on int) {
 	v.pods = append(v.pods, p)
 }
 
-// again starts a host with other flags.
-func (v *town) again(host int, flags ...string) {
-	h := v.hosts[host]
+// again starts host1 with other flags.
+func (v *town) again(flags ...string) {
+	h := v.hosts[0]
 	need(v.t, h.Stop())
 	need(v.t, h.Start(flags...))
 	need(v.t, h.Ready(2))
-	need(v.t, v.listed(h))
 }
 
-// listed waits until the host's daemon knows all its pods' ports.
-func (v *town) listed(h *lab.Host) error {
-	return lab.Eventually("the rows are there", func() error {
-		s, err := askOnce(h)
-		if err == nil && !s.Ready {
-			err = errors.New("not ready")
+// listed waits until antispoof knows the links of so many pods: before that they are not judged.
+func listed(h *lab.Host, pods int) error {
+	return lab.Eventually("antispoof knows all pods", func() error {
+		text, err := h.Output(nil, "nft", "list", "set", "bridge", "overlayd", "ports")
+		if n := strings.Count(text, `"veth`); n != pods {
+			return errors.Join(err, fmt.Errorf("it knows %d", n))
 		}
 		return err
 	})

@@ -150,9 +150,9 @@ func TestGuard(t *testing.T) {
 	outside, lawful, pods := v.outside(), v.lawful(), v.fromPods()
 	v.pass("full", slices.Concat(outside, lawful, pods))
 	v.otherNetwork()
-	v.again(0, "--guard=vtep")
+	v.again("--guard=vtep")
 	v.pass("vtep", slices.Concat(outside, lawful, pods))
-	v.again(0, "--ip-masq=false") // with nothing to be translated, fragments are put together only where they end
+	v.again("--ip-masq=false") // with nothing to be translated, fragments are put together only where they end
 	for _, p := range pods {
 		if strings.Contains(p.name, "fragments") {
 			p.reason = "stranger"
@@ -162,7 +162,7 @@ func TestGuard(t *testing.T) {
 		}
 		v.try(p, false)
 	}
-	v.again(0, "--guard=off") // the other hosts keep theirs
+	v.again("--guard=off") // the other hosts keep theirs
 	v.pass("off", slices.Concat(outside, lawful, pods))
 }
 

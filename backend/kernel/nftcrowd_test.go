@@ -42,7 +42,7 @@ func TestManyPairsAreOneTransaction(t *testing.T) {
 	for _, step := range []struct {
 		changes []backend.Change
 		rows    int
-	}{{all, 10000}, {undo(all[:5000]), 5000}, {all[:5000], 10000}} {
+	}{{all, 10000}, {undo(all[:2000]), 8000}, {all[:2000], 10000}} {
 		began := time.Now()
 		for i, err := range k.Apply(step.changes) {
 			if err != nil {

@@ -136,7 +136,10 @@ func TestOnePassUndoesWhatIsDoneToOurTables(t *testing.T) {
 	theirs, right := others(), sorted(ruleset(t, "-s"))
 	for _, act := range acts {
 		t.Run(act.claim, func(t *testing.T) {
-			script := strings.NewReplacer("$stranger", handle(t, "inet overlayd guard", "from anybody else"), "$ports", handle(t, "bridge overlayd prerouting", "too new to be listed")).Replace(act.script)
+			script := act.script
+			if strings.Contains(script, "$") {
+				script = strings.NewReplacer("$stranger", handle(t, "inet overlayd guard", "from anybody else"), "$ports", handle(t, "bridge overlayd prerouting", "too new to be listed")).Replace(script)
+			}
 			nft(t, script)
 			events.drain()
 			made := pass(t, k, network)
@@ -144,10 +147,10 @@ func TestOnePassUndoesWhatIsDoneToOurTables(t *testing.T) {
 			checkText(t, "our tables", sorted(ruleset(t, "-s")), right)
 			checkText(t, "others' tables", others(), theirs)
 			checkEvents(t, events.drain(), made)
-			if touched := ours.FindAllString(rows.take(), -1); touched != nil {
-				t.Errorf("rows are touched: %q", touched)
-			}
 		})
+	}
+	if touched := ours.FindAllString(rows.take(), -1); touched != nil {
+		t.Errorf("rows are touched: %q", touched)
 	}
 }
 

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"net/netip"
 
 	"github.com/google/nftables/userdata"
@@ -301,15 +302,21 @@ func prefixBetween(first, last []byte) (netip.Prefix, bool) {
 	if !ok {
 		return netip.Prefix{}, false
 	}
-	bits := a.BitLen()
+	n := a.BitLen()
 	for i := range first {
-		for bit := range 8 {
-			if (first[i]^last[i])&(0x80>>bit) != 0 {
-				bits = min(bits, i*8+bit)
-			}
+		if differ := first[i] ^ last[i]; differ != 0 {
+			n = i*8 + bits.LeadingZeros8(differ)
+			break
 		}
 	}
-	p := netip.PrefixFrom(a, bits)
-	f, l := interval(p)
-	return p, string(f) == string(first) && string(l) == string(last)
+	for i := n / 8; i < len(first); i++ { // without copies: there is one for each peer
+		host := byte(0xff)
+		if i == n/8 {
+			host >>= n % 8
+		}
+		if first[i]&host != 0 || last[i]&host != host {
+			return netip.Prefix{}, false
+		}
+	}
+	return netip.PrefixFrom(a, n), true
 }

@@ -218,12 +218,14 @@ func (w *witness) passed(p backend.Pass) {
 }
 
 // near says whether a route leads to a part of our links: a peer there is a neighbour no more, or is one again. So does one
-// to the address by which the admin has the uplink chosen.
+// to the address by which the admin has the uplink chosen, and one inside the network, which may have the place of ours or
+// no longer have it.
 func (w *witness) near(p netip.Prefix) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	inside := func(l netip.Prefix) bool { return p.Bits() >= l.Bits() && l.Contains(p.Addr()) }
-	return slices.ContainsFunc(w.host.Uplink.OnLink, inside) || p.Contains(w.options.choice.CanReach)
+	pool := func(c subnet.Pool) bool { return inside(c.Network) }
+	return slices.ContainsFunc(w.host.Uplink.OnLink, inside) || p.Contains(w.options.choice.CanReach) || slices.ContainsFunc(w.last.Config.Pools(), pool)
 }
 
 // most is how many changes of one pass the log shows in full.

@@ -77,7 +77,7 @@ func (n *Netns) Wire(dev string) (*Wire, error) {
 			var failed error
 			err := conn.Read(func(fd uintptr) bool {
 				size, from, failed = unix.Recvfrom(int(fd), buf, 0)
-				return failed != unix.EAGAIN //nolint:errorlint // a system call's own
+				return failed != unix.EAGAIN
 			})
 			switch {
 			case err != nil:

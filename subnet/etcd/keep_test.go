@@ -68,11 +68,14 @@ func (k *keeping) await(t *testing.T, within time.Duration) error {
 	}
 }
 
-// short makes a host whose lease is the shortest, so that it is renewed every second or so.
+// shortTTL is of a lease that is renewed every few seconds, and does not end because a busy machine starves a test for some.
+const shortTTL = 2 * etcd.MinTTL
+
+// short makes a host whose lease is short, so that it is renewed every few seconds.
 func (n *network) short(t *testing.T) *host {
 	t.Helper()
 	h := n.host(t, "host1", "192.0.2.7")
-	h.terms.TTL = etcd.MinTTL
+	h.terms.TTL = shortTTL
 	return h
 }
 
@@ -86,7 +89,7 @@ func TestRenewingWritesNoKey(t *testing.T) {
 	n.remove(t, "/mark")
 	k := keep(t, c)
 	// Until both etcd leases would have ended, had they not been renewed.
-	end := now() + etcd.MinTTL + time.Second
+	end := now() + shortTTL + time.Second
 	until(t, func() bool { return now() > end && len(k.renewals()) >= 3 }, func() string { return fmt.Sprint(k.renewals()) })
 	for i, d := range k.renewals() {
 		if d <= first {
@@ -161,7 +164,8 @@ func TestALeaseTakenBackLeavesNoEtcdLease(t *testing.T) {
 	n.remove(t, "/subnets/10.5.34.0-24", "/overlayd/nodes/host1", "/overlayd/vteps/192.0.2.7", "/overlayd/alive/host1")
 	keep(t, c)
 	until(t, func() bool { return n.leaseOf(t, "/overlayd/nodes/host1") != 0 }, func() string { return "not taken back" })
-	untilWithin(t, time.Second, func() bool { return n.etcdLeases(t) == 2 }, func() string {
+	// Renewed a third of its time ago at the latest, it would not have expired yet.
+	untilWithin(t, shortTTL/2, func() bool { return n.etcdLeases(t) == 2 }, func() string {
 		return fmt.Sprintf("%d etcd leases, want 2 and %x gone: with the usual TTL it stays for a day", n.etcdLeases(t), old)
 	})
 }
@@ -298,7 +302,7 @@ func TestKeepOutlivesAnOutage(t *testing.T) {
 	n := serve(t, single)
 	line := lay(t, n.url)
 	h := hostAt(t, line.url, prefix, "host1", "192.0.2.7")
-	h.terms.TTL = etcd.MinTTL
+	h.terms.TTL = shortTTL
 	c := h.claim(t)
 	before := n.dump(t)
 	keep(t, c)
