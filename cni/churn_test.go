@@ -118,7 +118,7 @@ func TestTheFirstPacketToAnAddressThatCameBackIsAnswered(t *testing.T) {
 			h.do(t, h.add("other", other)) // keeps the bridge up
 			must(t, pod.Echo())
 			ip := h.node.Subnets[0].Addr().Next().Next().Next().Next()
-			for i := range amount(t, "OVERLAYD_REUSE", 100) {
+			for i := range amount(t, "OVERLAYD_REUSE", 50) {
 				c := h.add("c1", pod).with("CNI_ARGS", fmt.Sprintf("IP=%s;MAC=02:00:00:00:01:%02x", ip, i%256))
 				h.do(t, c)
 				for name, from := range map[string]*lab.Netns{"the host": h.Netns, "another pod": other} {

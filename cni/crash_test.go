@@ -93,7 +93,7 @@ func withLinkOrNone(name string, f func(netlink.Link) error) error {
 }
 
 func TestADDThatIsKilledLeavesNothing(t *testing.T) {
-	runs := amount(t, "OVERLAYD_CRASHES", 96)
+	runs := amount(t, "OVERLAYD_CRASHES", 72)
 	for recovery, mend := range recoveries {
 		t.Run(recovery, func(t *testing.T) {
 			t.Parallel()
@@ -120,7 +120,7 @@ func TestADDThatIsKilledLeavesNothing(t *testing.T) {
 func TestDELThatIsKilledIsEndedByTheNext(t *testing.T) {
 	h, pod := newHost(t, "10.5.1.0/24"), newSpace(t)
 	before := text(t, h.Netns)
-	for i := range amount(t, "OVERLAYD_CRASHES", 40) / 4 {
+	for i := range amount(t, "OVERLAYD_CRASHES", 32) / 4 {
 		h.do(t, h.add("c1", pod))
 		h.killed(t, h.del("c1", pod), boundaries[i%len(boundaries)], 1+i/len(boundaries)%4)
 		h.do(t, h.del("c1", pod))
@@ -132,7 +132,7 @@ func TestDELThatIsKilledIsEndedByTheNext(t *testing.T) {
 func TestADDThatIsKilledWithHostLocalIsReleasedByDEL(t *testing.T) {
 	a := newHostLocal(t, "10.5.1.0/24")
 	before := text(t, a.Netns)
-	for i := range amount(t, "OVERLAYD_CRASHES", 40) / 4 {
+	for i := range amount(t, "OVERLAYD_CRASHES", 32) / 4 {
 		a.killed(t, a.ask("ADD", ""), []string{"sendto", "write", "openat", "pipe2", "clone"}[i%5], 1+i/5)
 		must(t, os.RemoveAll(filepath.Join(a.data, "lock"))) // of a host-local that died with it
 		a.do(t, a.ask("DEL", ""))

@@ -141,7 +141,7 @@ func TestStaticAddresses(t *testing.T) {
 		t.Errorf("the host is\n%s\nwant the addresses as names", got)
 	}
 	a.do(t, a.ask("CHECK", keys+prev(result)).with("CNI_PATH", debian))
-	c := a.host.add("c2", newSpace(t))
+	c := a.add("c2", newSpace(t))
 	c.conf = a.conf("1.0.0", "net", keys)
 	a.refuse(t, c.with("CNI_PATH", debian), codeTaken, "net/c1/eth0") // static itself would have given it twice
 	a.do(t, a.ask("DEL", keys).with("CNI_PATH", debian))

@@ -279,8 +279,21 @@ func linkOf(network, container, ifname string) string {
 // text is what a namespace holds besides lo, in iproute2's words.
 func text(t *testing.T, n *lab.Netns) string {
 	t.Helper()
+	for {
+		lines, err := listed(n)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue // the kernel took something away or put something in meanwhile: what it told may lack rows
+		}
+		must(t, err)
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
+	}
+}
+
+// listed is what a namespace holds, as the kernel tells it.
+func listed(n *lab.Netns) ([]string, error) {
 	var lines []string
-	must(t, n.Do(func() error {
+	err := n.Do(func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
 			return err
@@ -290,9 +303,14 @@ func text(t *testing.T, n *lab.Netns) string {
 			names[l.Attrs().Index] = l.Attrs().Name
 		}
 		for _, l := range links {
-			if l.Attrs().Name != "lo" {
-				lines = append(lines, linkText(l, names))
+			if l.Attrs().Name == "lo" {
+				continue
 			}
+			line, err := linkText(l, names)
+			if err != nil {
+				return err
+			}
+			lines = append(lines, line)
 		}
 		routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 		for _, r := range routes {
@@ -301,12 +319,11 @@ func text(t *testing.T, n *lab.Netns) string {
 			}
 		}
 		return err
-	}))
-	slices.Sort(lines)
-	return strings.Join(lines, "\n")
+	})
+	return lines, err
 }
 
-func linkText(l netlink.Link, names map[int]string) string {
+func linkText(l netlink.Link, names map[int]string) (string, error) {
 	a := l.Attrs()
 	s := fmt.Sprintf("%s %s %s mtu %d", a.Name, l.Type(), a.HardwareAddr, a.MTU)
 	if a.Flags&net.FlagUp != 0 {
@@ -314,7 +331,11 @@ func linkText(l netlink.Link, names map[int]string) string {
 	}
 	if l.Type() == "veth" && names[a.MasterIndex] != "" {
 		s += " master " + names[a.MasterIndex]
-		if p, err := netlink.LinkGetProtinfo(l); err == nil && p.Hairpin {
+		p, err := netlink.LinkGetProtinfo(l)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			return "", err
+		}
+		if err == nil && p.Hairpin {
 			s += " hairpin on"
 		}
 	}
@@ -327,7 +348,7 @@ func linkText(l netlink.Link, names map[int]string) string {
 	}
 	ips, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
-		s += " " + err.Error()
+		return "", err
 	}
 	var shown []string
 	for _, ip := range ips {
@@ -341,5 +362,5 @@ func linkText(l netlink.Link, names map[int]string) string {
 		}
 	}
 	slices.Sort(shown)
-	return s + strings.Join(shown, "")
+	return s + strings.Join(shown, ""), nil
 }

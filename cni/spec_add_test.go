@@ -67,6 +67,11 @@ func errorRows() []row {
 			must(t, os.Remove(a.file))
 			a.refuse(t, a.ask("ADD", ""), types.ErrTryAgainLater, a.file)
 		}},
+	}
+}
+
+func safetyRows() []row {
+	return []row{
 		{"E9", "one JSON document only, the host's own namespace included", nil, func(t *testing.T, a act) {
 			c := a.ask("ADD", "")
 			c.netns = a.Path()
@@ -93,7 +98,7 @@ func errorRows() []row {
 			var all sync.WaitGroup
 			errs := make([]error, 6)
 			for i := range errs {
-				c := a.host.add(fmt.Sprint("p", i), newSpace(t))
+				c := a.add(fmt.Sprint("p", i), newSpace(t))
 				all.Go(func() {
 					answer, err := a.run(c)
 					if errs[i] = err; err == nil && answer.err != nil {

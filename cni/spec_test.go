@@ -36,7 +36,7 @@ type act struct {
 
 // ask is a call with a configuration of the act's version.
 func (a act) ask(command, more string) call {
-	c := a.host.add("c1", a.pod)
+	c := a.add("c1", a.pod)
 	c.command, c.conf = command, a.conf(a.version, "net", more)
 	return c
 }
@@ -72,7 +72,7 @@ func TestSpec(t *testing.T) {
 }
 
 func specRows() []row {
-	return slices.Concat(versionRows(), environmentRows(), errorRows(), addRows(), resultRows(), argumentRows(), delRows(), checkRows(), statusRows(), collectRows(), delegationRows())
+	return slices.Concat(versionRows(), environmentRows(), errorRows(), safetyRows(), addRows(), resultRows(), argumentRows(), delRows(), checkRows(), statusRows(), collectRows(), delegationRows())
 }
 
 // elsewhere are numbers of the checklist that no execution of the plugin can show.

@@ -26,6 +26,7 @@ func knobActs() []act {
 	add("net/ipv6/conf/all/forwarding", "1", "0")
 	add("net/ipv4/conf/eth0/forwarding", "1", "0")
 	add("net/ipv4/conf/overlay.1/rp_filter", "2", "1")
+	add("net/ipv6/conf/eth0/accept_ra", "2", "1")
 	for _, dev := range []string{"overlay.1", "ovl0"} {
 		add("net/ipv4/conf/"+dev+"/forwarding", "1", "0")
 		add("net/ipv4/conf/"+dev+"/accept_redirects", "0", "1")

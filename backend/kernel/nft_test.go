@@ -21,8 +21,8 @@ import (
 
 var update = flag.Bool("update", false, "write what the kernel has now into testdata")
 
-// nft has an admin's script run by Debian's nft, and returns what it prints.
-func nft(t testing.TB, script string) string {
+// nft has an admin's script run by Debian's nft.
+func nft(t testing.TB, script string) {
 	t.Helper()
 	cmd := exec.Command("nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(script)
@@ -30,7 +30,6 @@ func nft(t testing.TB, script string) string {
 	if err != nil {
 		t.Fatalf("nft: %v: %s\n%s", err, text, script)
 	}
-	return string(text)
 }
 
 // iptables runs an admin's command.
@@ -100,8 +99,11 @@ func checkText(t testing.TB, what, got, want string) {
 	}
 }
 
+// podMAC is that of the pod that a test attaches.
+const podMAC = "02:00:00:00:00:08"
+
 // attach makes what the CNI plugin makes for a pod, and returns the name of the host's link. The bridge must be there.
-func attach(t testing.TB, name, mac string, mtu int, addrs ...string) string {
+func attach(t testing.TB, name string, mtu int, addrs ...string) string {
 	t.Helper()
 	space, err := lab.NewNetns(name)
 	must(t, err)
@@ -110,7 +112,7 @@ func attach(t testing.TB, name, mac string, mtu int, addrs ...string) string {
 		_ = exec.Command("ip", "link", "del", link).Run() // where the test has not
 		must(t, space.Remove())
 	})
-	ip(t, fmt.Sprintf("link add %s type veth peer name eth0 address %s mtu %d netns %s", link, mac, mtu, name))
+	ip(t, fmt.Sprintf("link add %s type veth peer name eth0 address %s mtu %d netns %s", link, podMAC, mtu, name))
 	for _, a := range addrs {
 		ip(t, "link property add dev "+link+" altname "+strings.ReplaceAll(netip.MustParseAddr(a).String(), ":", "-"))
 	}

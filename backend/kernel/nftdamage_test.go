@@ -130,7 +130,7 @@ func TestOnePassUndoesWhatIsDoneToOurTables(t *testing.T) {
 	others := plant(t)
 	events, rows := listen(t), watchIP(t)
 	pass(t, k, network)
-	attach(t, "pod1", "02:00:00:00:00:08", 1450, "10.5.34.8", "fd00:5:0:22::8")
+	attach(t, "pod1", 1450, "10.5.34.8", "fd00:5:0:22::8")
 	pass(t, k, network)
 	rows.take()
 	theirs, right := others(), sorted(ruleset(t, "-s"))

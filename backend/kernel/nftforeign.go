@@ -89,11 +89,16 @@ func lets(rules []*nftables.Rule, in bool, dev string) bool {
 
 // visitsDocker says whether the rule sends all packets through Docker's chain for admins.
 func visitsDocker(r *nftables.Rule) bool {
-	if len(r.Exprs) == 0 {
-		return false
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter:
+		case *expr.Verdict:
+			return e.Kind == expr.VerdictJump && e.Chain == dockerUser
+		default:
+			return false
+		}
 	}
-	v, ok := r.Exprs[len(r.Exprs)-1].(*expr.Verdict)
-	return ok && v.Kind == expr.VerdictJump && v.Chain == dockerUser
+	return false
 }
 
 // acceptOf reads a rule that accepts all that comes from a device or goes to one.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/overlayd/overlayd/backend"
@@ -27,7 +28,7 @@ func ruleset(t testing.TB, flags ...string) string {
 func TestNFTPrintsWhatWeMade(t *testing.T) {
 	k, network := open(t), backendtest.Network(t)
 	pass(t, k, network)
-	attach(t, "pod1", "02:00:00:00:00:08", 1450, "10.5.34.8", "fd00:5:0:22::8")
+	attach(t, "pod1", 1450, "10.5.34.8", "fd00:5:0:22::8")
 	pass(t, k, network)
 	got := ruleset(t)
 	golden := filepath.Join("testdata", "ruleset.golden")
@@ -65,40 +66,44 @@ func TestNFTLoadsWhatItPrintsOfAnyFilter(t *testing.T) {
 		claim   string
 		options func(*kernel.Options)
 		network func(*subnet.Snapshot)
+		prints  string
 	}{
-		{"guard vtep", func(o *kernel.Options) { o.Guard = backend.GuardVTEP }, nil},
-		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil},
-		{"no masquerade, no antispoof", func(o *kernel.Options) { o.Masquerade, o.AntiSpoof = false, false }, nil},
-		{"no bridge", func(o *kernel.Options) { o.Bridge = "" }, nil},
-		{"no bridge and nothing at all", func(o *kernel.Options) { o.Bridge, o.Guard, o.Masquerade = "", backend.GuardOff, false }, nil},
+		{"guard vtep", func(o *kernel.Options) { o.Guard = backend.GuardVTEP }, nil, `ip saddr @vteps4 accept comment "from a host with a lease"`},
+		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil, `udp dport 8472 @th,96,24 0x1 fib daddr type local notrack`},
+		{"no masquerade, no antispoof", func(o *kernel.Options) { o.Masquerade, o.AntiSpoof = false, false }, nil, `masquerade no antispoof no`},
+		{"no bridge", func(o *kernel.Options) { o.Bridge = "" }, nil, `ip6 saddr @own6 udp dport 8472 @th,96,24 0x1 counter name "pod_vxlan" drop`},
+		{"no bridge and nothing at all", func(o *kernel.Options) { o.Bridge, o.Guard, o.Masquerade = "", backend.GuardOff, false }, nil, "bridge none"},
 		{"everything excluded", func(o *kernel.Options) {
 			o.Exclude = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-		}, nil},
+		}, nil, "elements = { 0.0.0.0/0 }"},
 		{"the last addresses excluded", func(o *kernel.Options) {
 			o.Exclude = []netip.Prefix{netip.MustParsePrefix("255.255.255.0/24"), netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("ff00::/8")}
-		}, nil},
+		}, nil, "elements = { 0.0.0.0/8, 255.255.255.0/24 }"},
 		{"neighbouring prefixes excluded", func(o *kernel.Options) {
 			o.Exclude = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25"), netip.MustParsePrefix("198.51.100.128/25"), netip.MustParsePrefix("198.51.101.0/24")}
-		}, nil},
-		{"a high port and VNI", nil, func(s *subnet.Snapshot) { s.Config.Backend.VNI, s.Config.Backend.Port = 1<<24-1, 65535 }},
-		{"a port among those of masquerade", nil, func(s *subnet.Snapshot) { s.Config.Backend.Port = 10000 }},
-		{"host-gw", nil, func(s *subnet.Snapshot) { s.Config.Backend.Type = subnet.BackendHostGW }},
+		}, nil, "elements = { 198.51.100.0/25, 198.51.100.128/25,"},
+		{"a high port and VNI", nil, func(s *subnet.Snapshot) { s.Config.Backend.VNI, s.Config.Backend.Port = 1<<24-1, 65535 },
+			"udp masquerade to :1024-65534 fully-random"},
+		{"a port among those of masquerade", nil, func(s *subnet.Snapshot) { s.Config.Backend.Port = 10000 },
+			"udp masquerade to :1024-9999 fully-random"},
+		{"host-gw", nil, func(s *subnet.Snapshot) { s.Config.Backend.Type = subnet.BackendHostGW }, "vni 0 port 0"},
 		{"IPv4 alone", nil, func(s *subnet.Snapshot) {
 			s.Config.IPv6 = subnet.Pool{}
 			for i := range s.Leases {
 				s.Leases[i].Subnet6 = netip.Prefix{}
 			}
-		}},
+		}, `ether type ip6 drop comment "the network has no IPv6"`},
 		{"IPv6 alone", nil, func(s *subnet.Snapshot) {
 			s.Config.IPv4 = subnet.Pool{}
 			for i := range s.Leases {
 				s.Leases[i].Subnet = netip.Prefix{}
 			}
-		}},
-		{"over IPv6", func(o *kernel.Options) { o.Choice.Ifaces = []string{"2001:db8:7::7"} }, six},
+		}, "@th,224,16 0x86dd ip saddr . @th,304,128 @peers6 accept"},
+		{"over IPv6", func(o *kernel.Options) { o.Choice.Ifaces = []string{"2001:db8:7::7"} }, six,
+			"@th,224,16 0x800 ip6 saddr . @th,336,32 @peers4 accept"},
 		{"over IPv6, guard vtep", func(o *kernel.Options) {
 			o.Choice.Ifaces, o.Guard = []string{"2001:db8:7::7"}, backend.GuardVTEP
-		}, six},
+		}, six, "ip6 saddr @vteps6 accept"},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			network := backendtest.Network(t)
@@ -107,7 +112,11 @@ func TestNFTLoadsWhatItPrintsOfAnyFilter(t *testing.T) {
 			}
 			k := openWith(t, with(c.options))
 			pass(t, k, network)
-			loadAgain(t, k, network, ruleset(t))
+			text := ruleset(t)
+			if !strings.Contains(text, c.prints) {
+				t.Errorf("nft prints no %q in\n%s", c.prints, text)
+			}
+			loadAgain(t, k, network, text)
 		})
 	}
 }

@@ -19,7 +19,7 @@ import (
 func TestAWholeTableIsMadeAgain(t *testing.T) {
 	k, network := open(t), backendtest.Network(t)
 	pass(t, k, network)
-	attach(t, "pod1", "02:00:00:00:00:08", 1450, "10.5.34.8", "fd00:5:0:22::8")
+	attach(t, "pod1", 1450, "10.5.34.8", "fd00:5:0:22::8")
 	pass(t, k, network)
 	right, rows := tables(t), watchIP(t)
 	rows.take()

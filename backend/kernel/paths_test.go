@@ -157,7 +157,7 @@ func TestTheHostKeepsItsLearnedDefaultRoute(t *testing.T) {
 func TestPodsAreSeenThroughTheirNamespace(t *testing.T) {
 	k, network := open(t), backendtest.Network(t)
 	pass(t, k, network)
-	link := attach(t, "pod1", "02:00:00:00:00:08", 1400, "10.5.34.8", "fd00:5:0:22::8")
+	link := attach(t, "pod7", 1400, "10.5.34.8", "fd00:5:0:22::8")
 	check := func(mac string, mtu int) {
 		t.Helper()
 		pods := look(t, k).Pods
@@ -167,23 +167,23 @@ func TestPodsAreSeenThroughTheirNamespace(t *testing.T) {
 			t.Errorf("pods are %+v, want one with MAC %s and MTU %d", pods, mac, mtu)
 		}
 	}
-	check("02:00:00:00:00:08", 1400)
-	ip(t, "-n pod1 link set eth0 mtu 1280 address 02:00:00:00:00:09")
+	check(podMAC, 1400)
+	ip(t, "-n pod7 link set eth0 mtu 1280 address 02:00:00:00:00:09")
 	check("02:00:00:00:00:09", 1280)
 	var changes []string
 	for _, c := range pass(t, k, network) {
 		changes = append(changes, c.String())
 	}
-	for _, want := range []string{"+ element bridge overlayd ports { vethpod1 }", "+ element bridge overlayd macs { vethpod1 . 02:00:00:00:00:09 }"} {
+	for _, want := range []string{"+ element bridge overlayd ports { vethpod7 }", "+ element bridge overlayd macs { vethpod7 . 02:00:00:00:00:09 }"} {
 		if !slices.Contains(changes, want) {
 			t.Errorf("made are %q, want %s", changes, want)
 		}
 	}
-	ip(t, "link set "+link+" netns pod1") // gone from here
+	ip(t, "link set "+link+" netns pod7") // gone from here
 	if pods := look(t, k).Pods; len(pods) > 0 {
 		t.Errorf("pods are %+v, want none", pods)
 	}
-	ip(t, "-n pod1 link del eth0")
+	ip(t, "-n pod7 link del eth0")
 }
 
 // TestAPodWithBothEndsHereIsNotSeen: nothing is known of its MAC but what it was given.
