@@ -130,8 +130,16 @@ type Member struct {
 	Prefix netip.Prefix
 }
 
-func (m Member) key() Entry { return m }
-func (m Member) rank() int  { return rankMember }
+// key makes another pool, and another part of it, an alteration: in between the old is there or the new, and no packet of a
+// pod is taken for one that leaves the network.
+func (m Member) key() Entry {
+	if m.Set == SetPool || m.Set == SetOwn {
+		return Member{Set: m.Set + digit(m.Prefix.Addr())}
+	}
+	return m
+}
+
+func (m Member) rank() int { return rankMember }
 
 func (m Member) String() string {
 	return fmt.Sprintf("element inet %s %s%s { %s }", TableName, m.Set, digit(m.Prefix.Addr()), m.Prefix)
