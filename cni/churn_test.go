@@ -123,7 +123,7 @@ func TestTheFirstPacketToAnAddressThatCameBackIsAnswered(t *testing.T) {
 				h.do(t, c)
 				for name, from := range map[string]*lab.Netns{"the host": h.Netns, "another pod": other} {
 					if err := once(from, ip); err != nil {
-						t.Errorf("round %d from %s: %v", i, name, err)
+						t.Fatalf("round %d from %s: %v", i, name, err)
 					}
 				}
 				h.do(t, h.del("c1", pod))

@@ -126,7 +126,7 @@ func (c command) takes(name string, input []byte) error {
 	if conf.CNIVersion != nil {
 		asked = *conf.CNIVersion
 	}
-	if v := slices.Index(versions(), asked); v < 0 || v < slices.Index(versions(), c.since) {
+	if slices.Index(versions(), asked) < slices.Index(versions(), c.since) { // -1 is less, too
 		return types.NewError(types.ErrIncompatibleCNIVersion, fmt.Sprintf("cniVersion %q does not have %s here", asked, name),
 			fmt.Sprintf("%s is known in %q", name, versions()[slices.Index(versions(), c.since):]))
 	}

@@ -174,6 +174,13 @@ func TestHostileRecordsAreSkippedCountedAndNamed(t *testing.T) {
 	must(t, err)
 	flow, err := pod1.Traffic(pod2.Addrs[0])
 	must(t, err)
+	must(t, lab.Eventually("host1 has seen its pod", func() error { // the pod's own rows are made soon after it is attached
+		text, err := one.Overlayd("status", "--json")
+		if err == nil && !strings.Contains(text, `"pods": 1,`) {
+			err = errors.New(text)
+		}
+		return err
+	}))
 	before := made(t, one)
 
 	all := corpus(100)
