@@ -237,11 +237,13 @@ func awaitConfig(ctx context.Context, store *etcd.Store, w *witness) (subnet.Con
 
 const pauseBeforeRetry = time.Second
 
-func pause(ctx context.Context) error {
+func pause(ctx context.Context) error { return pauseFor(ctx, pauseBeforeRetry) }
+
+func pauseFor(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(pauseBeforeRetry):
+	case <-time.After(d):
 		return nil
 	}
 }

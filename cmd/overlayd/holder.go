@@ -28,6 +28,9 @@ type holder struct {
 // take takes the lease with which this daemon begins. It blocks until there is one, or until it is known that somebody else
 // has the subnet in which this host has pods.
 func (h *holder) take(ctx context.Context, saved subnet.Snapshot, host backend.Host) error {
+	if err := pauseFor(ctx, etcd.Spread(len(saved.Leases))); err != nil {
+		return err
+	}
 	former, known := saved.Lease(h.want.Node)
 	if known {
 		h.want.Subnet, h.want.Subnet6 = former.Subnet, former.Subnet6

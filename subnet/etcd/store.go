@@ -225,6 +225,14 @@ func (r *retry) wait(ctx context.Context) error { return sleep(ctx, r.next()) }
 
 func (r *retry) reset() { r.pause = 0 }
 
+// Spread is a random time by which a host waits before it reads a network of so many hosts: after a power cut or a restart
+// of etcd all of them want to read at once, and each reading costs etcd as much as there are hosts. In a small network it is
+// next to nothing; it is never more than two seconds.
+func Spread(hosts int) time.Duration {
+	const each, most = 400 * time.Microsecond, 2 * time.Second
+	return rand.N(min(most, time.Duration(hosts)*each) + 1)
+}
+
 // jitter returns between half of d and d.
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
 

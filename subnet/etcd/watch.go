@@ -66,6 +66,11 @@ func (s *Store) watch(ctx context.Context, last *view, each func(subnet.Snapshot
 	var err error
 	v := s.seed.Swap(nil)
 	if v == nil || last != nil { // the seed is for the first time only: later there is a reason to list
+		if last != nil {
+			if err := sleep(ctx, Spread(len(last.leases))); err != nil {
+				return last, err
+			}
+		}
 		if v, err = s.read(ctx, last); err != nil {
 			return last, err
 		}
