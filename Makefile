@@ -31,7 +31,7 @@ demo: build
 # Time and memory, as ratios to something measured beside it in the same run.
 bench:
 	@e2e/tools.sh bench
-	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 40m ./e2e ./backend/kernel
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 40m ./e2e ./backend/kernel ./cni
 
 # Go's own layout for all files.
 fmt:

@@ -62,6 +62,7 @@ func firstOf(err error, a answer) error {
 }
 
 func TestManyComeAndGoAtOnce(t *testing.T) {
+	t.Parallel()
 	const atOnce = 16
 	rounds := amount(t, "OVERLAYD_CHURN", 160) / atOnce
 	h := newHost(t, "10.5.1.0/27", "fd00:5:1::/64") // 29 addresses for up to 16: they get into each other's way

@@ -118,6 +118,7 @@ func TestADDThatIsKilledLeavesNothing(t *testing.T) {
 }
 
 func TestDELThatIsKilledIsEndedByTheNext(t *testing.T) {
+	t.Parallel()
 	h, pod := newHost(t, "10.5.1.0/24"), newSpace(t)
 	before := text(t, h.Netns)
 	for i := range amount(t, "OVERLAYD_CRASHES", 32) / 4 {
@@ -130,6 +131,7 @@ func TestDELThatIsKilledIsEndedByTheNext(t *testing.T) {
 }
 
 func TestADDThatIsKilledWithHostLocalIsReleasedByDEL(t *testing.T) {
+	t.Parallel()
 	a := newHostLocal(t, "10.5.1.0/24")
 	before := text(t, a.Netns)
 	for i := range amount(t, "OVERLAYD_CRASHES", 32) / 4 {

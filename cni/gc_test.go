@@ -41,6 +41,7 @@ func aliases() ([]string, error) {
 }
 
 func TestGCKeepsTheGivenListAndOtherNetworks(t *testing.T) {
+	t.Parallel()
 	h := newHost(t, "10.5.1.0/24")
 	places := rapid.Custom(func(r *rapid.T) place {
 		return place{

@@ -124,6 +124,7 @@ func reaches(t *testing.T, from *lab.Netns, to netip.Addr) bool {
 }
 
 func TestKeyPortIsolation(t *testing.T) {
+	t.Parallel()
 	h, one, two, open := newHost(t, "10.5.1.0/24"), newSpace(t), newSpace(t), newSpace(t)
 	attach := func(name string, pod *lab.Netns, more string) netip.Addr {
 		c := h.add(name, pod)

@@ -1,15 +1,23 @@
 package subnet
 
-import (
-	"fmt"
-	"regexp"
-)
+import "fmt"
 
-var nodeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,252}$`)
+const longestName = 253 // RFC 1123 section 2.1
+
+// isNodeName is no regular expression: to compile one costs the CNI plugin a quarter of its time.
+func isNodeName(name string) bool {
+	for i, c := range []byte(name) {
+		alnum := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+		if !alnum && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return false
+		}
+	}
+	return name != "" && len(name) <= longestName
+}
 
 // CheckNode says whether the name can be a node's: a host name (RFC 1123), underscores allowed.
 func CheckNode(name string) error {
-	if !nodeName.MatchString(name) {
+	if !isNodeName(name) {
 		if len(name) > 60 {
 			name = name[:60] + "..."
 		}
