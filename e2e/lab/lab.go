@@ -35,7 +35,7 @@ const (
 )
 
 // Patience bounds every wait of the lab.
-const Patience = 15 * time.Second
+const Patience = 40 * time.Second
 
 // New makes the switch. The caller closes the lab.
 func New(name, dir, binaries string) (*Lab, error) {

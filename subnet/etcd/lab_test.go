@@ -31,7 +31,7 @@ import (
 const (
 	prefix   = "/overlayd/network"
 	wide     = `{"Network":"10.5.0.0/16"}`
-	patience = 30 * time.Second // of a test that waits for something
+	patience = 2 * time.Minute // of a test that waits for something
 	day      = 24 * time.Hour
 )
 
