@@ -20,6 +20,9 @@ import (
 	"github.com/overlayd/overlayd/e2e/lab"
 )
 
+// probePatience is that of "soon": what only a half-minute probe notices, or a lease put back after that (40 s), and a margin.
+const probePatience = 45 * time.Second
+
 func TestMain(m *testing.M) { os.Exit(lab.Test(m.Run)) }
 
 // story is one script's lab.
@@ -73,7 +76,7 @@ func TestStories(t *testing.T) {
 			"heal":       verb(1, func(s *story, _ *testscript.TestScript, a []string) error { return s.lab.Heal(a[0]) }),
 			"on":         on,
 			"eventually": func(ts *testscript.TestScript, neg bool, a []string) { eventually(ts, neg, lab.Patience, a) },
-			"soon":       func(ts *testscript.TestScript, neg bool, a []string) { eventually(ts, neg, 3*lab.Patience, a) },
+			"soon":       func(ts *testscript.TestScript, neg bool, a []string) { eventually(ts, neg, probePatience, a) },
 		})),
 	})
 }
