@@ -33,6 +33,9 @@ func (c *Claim) bid(ctx context.Context, only []netip.Prefix) (*bid, error) {
 	c.mu.Unlock()
 	nodeKey, vtepKey, aliveKey := k.node(want.Node), k.vtep(want.PublicIP), k.alive(want.Node)
 	v, err := s.read(ctx, former, nodeKey, vtepKey, aliveKey, k.settled(), k.settling())
+	if err == nil && errors.Is(v.badConfig, errNoConfig) { // a claim waits for one; a watch need not
+		err = s.noConfig()
+	}
 	if err == nil {
 		v.reserved, err = s.reservations(ctx, v.revision)
 	}

@@ -209,13 +209,15 @@ func (c *Claim) grant(ctx context.Context) (claim, alive clientv3.LeaseID, err e
 	return ids[0], ids[1], nil
 }
 
-// revokePatience bounds the giving back of etcd leases: it must not hold up the end of the daemon.
+// revokePatience bounds the giving back of etcd leases once the context has ended: it must not hold up the end of the daemon.
 const revokePatience = time.Second
 
 // revoke gives etcd leases back, with the keys that hang on them. Those it cannot give back expire by themselves.
 func (s *Store) revoke(ctx context.Context, ids ...clientv3.LeaseID) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokePatience)
+	ended := ctx
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ended), requestTimeout)
 	defer cancel()
+	defer context.AfterFunc(ended, func() { time.AfterFunc(revokePatience, cancel) })()
 	for i, id := range ids {
 		if id != 0 && !slices.Contains(ids[:i], id) {
 			_, _ = s.client.Revoke(ctx, id)

@@ -69,14 +69,18 @@ func (s *Store) read(ctx context.Context, former *view, further ...string) (*vie
 	}
 	v.revision = first.Header.Revision
 	config := first.Responses[0].GetResponseRange().Kvs
-	if len(config) == 0 {
-		return v, s.noConfig()
-	}
 	if former != nil {
 		v.config, v.configRev = former.config, former.configRev
 	}
-	if err := v.setConfig(config[0], former); err != nil && former == nil {
-		return v, fmt.Errorf("%s: %w", s.keys.config(), err)
+	switch {
+	case len(config) > 0:
+		if err := v.setConfig(config[0], former); err != nil && former == nil {
+			return v, fmt.Errorf("%s: %w", s.keys.config(), err)
+		}
+	case former == nil || former.configRev == 0 || v.revision < former.revision:
+		return v, s.noConfig()
+	default: // deleted, unless the store is another: what is missing besides is not believed to be gone
+		v.badConfig, v.configCreated, v.doubt = errNoConfig, former.configCreated, true
 	}
 	for _, r := range first.Responses[2:] {
 		for _, kv := range r.GetResponseRange().Kvs {

@@ -75,7 +75,7 @@ func (s *Store) watch(ctx context.Context, last *view, each func(subnet.Snapshot
 			return last, err
 		}
 	}
-	v.doubt = last != nil && last.doubt
+	v.doubt = v.doubt || last != nil && last.doubt
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	config := s.client.Watch(ctx, s.keys.config(), clientv3.WithRev(v.revision+1))
