@@ -79,9 +79,8 @@ type session struct {
 	saved   subnet.Snapshot // the network as the daemon before knew it, if there was one
 	live    chan struct{}   // closed when the store has told the configuration
 
-	mu     sync.Mutex
-	loop   *backend.Reconciler // nil until the configuration is known
-	config subnet.Config       // under which the loop runs
+	mu   sync.Mutex
+	loop *backend.Reconciler // nil until the configuration is known
 }
 
 // join takes a lease and keeps the kernel as the network wants it. While the store does not answer, what it last said is
@@ -200,7 +199,7 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 	if err != nil {
 		return nil, host, errors.Join(err, k.Close())
 	}
-	s.loop, s.config = backend.NewReconciler(k, backend.DefaultPace(), s.witness.passed), config
+	s.loop = backend.NewReconciler(k, backend.DefaultPace(), s.witness.passed)
 	s.group.Go(func() error { return errors.Join(s.loop.Run(ctx), k.Close()) })
 	s.group.Go(func() error {
 		return kernel.Watch(ctx, s.witness.near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
