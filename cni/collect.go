@@ -91,7 +91,7 @@ func status(r request, _ io.Writer) error {
 	node, err := readNode(c.NodeFile)
 	if err != nil {
 		code := uint(codeUnserved)
-		if node.Deadline == fenced {
+		if node.Deadline == subnet.DeadlineLost {
 			code = codeCutOff
 		}
 		return types.NewError(code, err.Error(), "see: systemctl status overlayd; overlayd status")
@@ -118,9 +118,6 @@ func status(r request, _ io.Writer) error {
 	}
 	return nil
 }
-
-// fenced is the deadline that the daemon writes when somebody else has this host's subnet.
-const fenced = 1
 
 // used counts the links that hold an address of the subnet.
 func used(links []netlink.Link, s netip.Prefix) uint64 {

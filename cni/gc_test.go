@@ -11,6 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"pgregory.net/rapid"
+
+	"github.com/overlayd/overlayd/subnet"
 )
 
 // place is one attachment that may be there.
@@ -120,7 +122,7 @@ func TestSTATUSTellsCutOffFromUnserved(t *testing.T) {
 		code  uint
 		says  string
 	}{
-		"fenced":        {func(h *host) error { h.node.Deadline = fenced; return nil }, "", codeCutOff, "lease"},
+		"fenced":        {func(h *host) error { h.node.Deadline = subnet.DeadlineLost; return nil }, "", codeCutOff, "lease"},
 		"no bridge":     {func(h *host) error { return h.Do(dropBridge) }, "", codeCutOff, "bridge ovl0"},
 		"bridge down":   {func(h *host) error { return h.Do(func() error { return withLink(bridgeName, netlink.LinkSetDown) }) }, "", codeCutOff, "bridge ovl0"},
 		"no bridge set": {func(h *host) error { h.node.Bridge = ""; return nil }, "", codeUnserved, "--bridge none"},

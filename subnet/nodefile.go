@@ -11,6 +11,9 @@ import (
 // NodeFileVersion is the schema that this version writes and reads.
 const NodeFileVersion = 1
 
+// DeadlineLost is the deadline of a node file whose subnet somebody else has: long past.
+const DeadlineLost = 1
+
 // NodeFile is what the daemon tells the CNI plugin about this host, as <run-dir>/node.json.
 type NodeFile struct {
 	Version  int            `json:"version"`

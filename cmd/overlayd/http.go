@@ -107,7 +107,7 @@ func (w *witness) reportLease(r *report) {
 	switch {
 	case w.fenced.Why != "":
 		r.notReady("since %s: %s", w.fenced.Since.Format(time.TimeOnly), w.fenced.Why)
-	case deadline == longPast:
+	case deadline == subnet.DeadlineLost:
 		r.notReady("somebody else had the subnet when the store last answered")
 	case deadline != 0:
 		if r.LeaseEnd = (deadline - bootTime()).Seconds(); r.LeaseEnd < 0 {

@@ -266,9 +266,6 @@ func (w *witness) tell(p backend.Pass) {
 	w.faults = now
 }
 
-// longPast is the end of a lease that somebody else has.
-const longPast = 1
-
 // writeFiles brings the node file and subnet.env up to date. Each is replaced at once: a reader sees the old or the new.
 func (w *witness) writeFiles() {
 	lease, deadline, ok := w.lease()
@@ -281,7 +278,7 @@ func (w *witness) writeFiles() {
 	}
 	switch {
 	case w.fenced.Why != "":
-		deadline = longPast // no pod gets an address that is somebody else's
+		deadline = subnet.DeadlineLost // no pod gets an address that is somebody else's
 	case !slices.Equal(lease.Subnets(), w.loop.Subnets):
 		return // the kernel is not ready for it yet
 	}
