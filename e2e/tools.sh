@@ -14,6 +14,10 @@ need iptables iptables # what Docker and admins use beside them
 need etcd etcd-server # a real cluster, of a version that hosts meet
 need etcdctl etcd-client
 need /usr/lib/cni/host-local containernetworking-plugins # real neighbours in a chain and for "ipam"
+need busybox busybox-static # a container's file system
+need podman podman runc # real callers of the plugin
+need containerd containerd
+need runc runc
 need strace strace # kills the plugin at its system calls, and counts them
 need gcc gcc libc6-dev # the race detector is linked by it
 [ "${1-}" != bench ] || need iperf3 iperf3 # the judge of throughput; tests do without
