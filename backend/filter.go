@@ -38,8 +38,8 @@ type Filter struct {
 	Bridge     string // empty: the admin brings their own
 	VNI        uint32
 	Port       uint16
-	Inner4     bool // the network has IPv4
-	Inner6     bool // the network has IPv6
+	Bits4      int  // length of the network's IPv4 subnets, 0 when it has none
+	Bits6      int  // length of its IPv6 subnets, 0 when it has none
 	Outer6     bool // outer packets are IPv6
 	Guard      Guard
 	Masquerade bool
@@ -47,7 +47,7 @@ type Filter struct {
 }
 
 // filterForm is what the comment of our rules says of a filter; nft takes 128 bytes of it.
-const filterForm = "bridge %s vni %d port %d inner %s outer %s guard %s masquerade %s antispoof %s"
+const filterForm = "bridge %s vni %d port %d subnets %d/%d outer %s guard %s masquerade %s antispoof %s"
 
 // noBridge stands for no bridge: --bridge none makes that, so no bridge has the name.
 const noBridge = "none"
@@ -58,17 +58,11 @@ func (f Filter) String() string {
 	if bridge == "" {
 		bridge = noBridge
 	}
-	outer, inner := "4", ""
+	outer := "4"
 	if f.Outer6 {
 		outer = "6"
 	}
-	if f.Inner4 {
-		inner += "4"
-	}
-	if f.Inner6 {
-		inner += "6"
-	}
-	return fmt.Sprintf(filterForm, bridge, f.VNI, f.Port, inner, outer, f.Guard, yesNo(f.Masquerade), yesNo(f.AntiSpoof))
+	return fmt.Sprintf(filterForm, bridge, f.VNI, f.Port, f.Bits4, f.Bits6, outer, f.Guard, yesNo(f.Masquerade), yesNo(f.AntiSpoof))
 }
 
 func yesNo(yes bool) string {
@@ -83,14 +77,14 @@ var errFilter = errors.New("not the comment of overlayd's rules")
 // ParseFilter reads what [Filter.String] returned.
 func ParseFilter(text string) (Filter, error) {
 	var f Filter
-	var inner, outer, masquerade, antispoof string
-	if _, err := fmt.Sscanf(text, filterForm, &f.Bridge, &f.VNI, &f.Port, &inner, &outer, &f.Guard, &masquerade, &antispoof); err != nil {
+	var outer, masquerade, antispoof string
+	if _, err := fmt.Sscanf(text, filterForm, &f.Bridge, &f.VNI, &f.Port, &f.Bits4, &f.Bits6, &outer, &f.Guard, &masquerade, &antispoof); err != nil {
 		return Filter{}, errFilter
 	}
 	if f.Bridge == noBridge {
 		f.Bridge = ""
 	}
-	f.Inner4, f.Inner6, f.Outer6 = inner != "6", inner != "4", outer == "6"
+	f.Outer6 = outer == "6"
 	f.Masquerade, f.AntiSpoof = masquerade == "yes", antispoof == "yes"
 	if f.String() != text {
 		return Filter{}, errFilter
@@ -152,8 +146,17 @@ func digit(a netip.Addr) string {
 	return "6"
 }
 
+// Names of sets of pairs in the table of family inet, one of each address family. Looking a packet up in a hash costs less
+// than half of what a set of intervals takes, and changing one of the latter takes the kernel a copy of all of it.
+const (
+	SetSubnets = "subnets" // subnets of the length that the network's have; a hash
+	SetHosts   = "hosts"   // single addresses; a hash
+	SetPeers   = "peers"   // the others; intervals
+)
+
 // Pair lets VXLAN packets in: from whom, with what source inside. An inner source has one outer source at any time.
 type Pair struct {
+	Set   string
 	Inner netip.Prefix
 	Outer netip.Addr
 }
@@ -162,7 +165,30 @@ func (p Pair) key() Entry { return Pair{Inner: p.Inner} }
 func (p Pair) rank() int  { return rankMember }
 
 func (p Pair) String() string {
-	return fmt.Sprintf("element inet %s peers%s { %s . %s }", TableName, digit(p.Inner.Addr()), p.Outer, p.Inner)
+	return fmt.Sprintf("element inet %s %s%s { %s . %s }", TableName, p.Set, digit(p.Inner.Addr()), p.Outer, p.Inner)
+}
+
+// Subnets says whether the filter's table has a set of subnets of the network's usual length, which a rule can only look up
+// when that is one of whole bytes.
+func (f Filter) Subnets(six bool) bool { return f.bits(six) > 0 && f.bits(six)%8 == 0 }
+
+func (f Filter) bits(six bool) int {
+	if six {
+		return f.Bits6
+	}
+	return f.Bits4
+}
+
+// pair makes a pair in the set where rules of this filter look for it.
+func (f Filter) pair(inner netip.Prefix, outer netip.Addr) Pair {
+	six := !inner.Addr().Is4()
+	switch {
+	case inner.IsSingleIP():
+		return Pair{SetHosts, inner, outer}
+	case f.Subnets(six) && inner.Bits() == f.bits(six):
+		return Pair{SetSubnets, inner, outer}
+	}
+	return Pair{SetPeers, inner, outer}
 }
 
 // Sets of the table of family bridge that hold pods' addresses.
@@ -258,7 +284,7 @@ func (a Accept) String() string {
 func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 	h, b := p.host, p.config.Backend
 	f := Filter{
-		Bridge: h.Bridge, VNI: b.VNI, Port: b.Port, Inner4: p.config.IPv4.IsValid(), Inner6: p.config.IPv6.IsValid(),
+		Bridge: h.Bridge, VNI: b.VNI, Port: b.Port, Bits4: usualBits(p.config.IPv4), Bits6: usualBits(p.config.IPv6),
 		Outer6: !h.Uplink.Addr.Is4(), Guard: h.Guard, Masquerade: h.Masquerade, AntiSpoof: h.AntiSpoof && h.Bridge != "",
 	}
 	if h.VXLAN == "" { // nothing of VXLAN to be filtered
@@ -276,7 +302,7 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 	}
 	for _, l := range s.Leases {
 		if l.Node != h.Node {
-			p.pairs(l)
+			p.pairs(f, l)
 		}
 	}
 	if f.AntiSpoof {
@@ -290,9 +316,17 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 	}
 }
 
+// usualBits is the length of a pool's subnets, 0 without pool.
+func usualBits(p subnet.Pool) int {
+	if !p.IsValid() {
+		return 0
+	}
+	return p.SubnetLen
+}
+
 // pairs lets a peer's packets in: those of its pods, and those that it sends itself with its public address inside. None has
 // a source that the host reaches by itself.
-func (p *planner) pairs(l subnet.Lease) {
+func (p *planner) pairs(f Filter, l subnet.Lease) {
 	if l.PublicIP.Is4() != p.host.Uplink.Addr.Is4() {
 		return
 	}
@@ -304,11 +338,11 @@ func (p *planner) pairs(l subnet.Lease) {
 	default:
 		for _, s := range l.Subnets() {
 			if !p.covers(s) {
-				p.rows.Add(Pair{Inner: s, Outer: l.PublicIP})
+				p.rows.Add(f.pair(s, l.PublicIP))
 			}
 		}
 		if l.PublicIP.Is4() && p.config.IPv4.IsValid() || !l.PublicIP.Is4() && p.config.IPv6.IsValid() {
-			p.rows.Add(Pair{Inner: public, Outer: l.PublicIP})
+			p.rows.Add(f.pair(public, l.PublicIP))
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package backend_test
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -14,11 +15,10 @@ import (
 
 // drawFilter makes any filter that a plan can want: the names are what --bridge takes.
 func drawFilter(t *rapid.T) backend.Filter {
-	inner := rapid.SampledFrom([]string{"4", "6", "46"}).Draw(t, "inner")
 	return backend.Filter{
 		Bridge: rapid.OneOf(rapid.Just(""), rapid.StringMatching(`[!-$&-.0-9;-~]{1,15}`)).Draw(t, "bridge"),
 		VNI:    rapid.Uint32Range(0, 1<<24-1).Draw(t, "VNI"), Port: rapid.Uint16().Draw(t, "port"),
-		Inner4: strings.Contains(inner, "4"), Inner6: strings.Contains(inner, "6"), Outer6: rapid.Bool().Draw(t, "outer6"),
+		Bits4: rapid.IntRange(0, 31).Draw(t, "bits4"), Bits6: rapid.IntRange(0, 126).Draw(t, "bits6"), Outer6: rapid.Bool().Draw(t, "outer6"),
 		Guard:      rapid.SampledFrom([]backend.Guard{backend.GuardFull, backend.GuardVTEP, backend.GuardOff}).Draw(t, "guard"),
 		Masquerade: rapid.Bool().Draw(t, "masquerade"), AntiSpoof: rapid.Bool().Draw(t, "antispoof"),
 	}
@@ -40,7 +40,7 @@ func TestAFilterIsReadFromItsComment(t *testing.T) {
 
 func TestAnyBridgeThatTheFlagTakesIsRead(t *testing.T) {
 	for _, name := range []string{"", "-", "--", "4", "guard", `"`, "br-0.1@x"} {
-		want := backend.Filter{Bridge: name, Inner4: true, Guard: backend.GuardOff}
+		want := backend.Filter{Bridge: name, Bits4: 24, Guard: backend.GuardOff}
 		if got, err := backend.ParseFilter(want.String()); err != nil || got != want {
 			t.Errorf("bridge %q is read as %q (%v)", name, got.Bridge, err)
 		}
@@ -48,21 +48,21 @@ func TestAnyBridgeThatTheFlagTakesIsRead(t *testing.T) {
 }
 
 func TestTheLongestFilterFitsAComment(t *testing.T) {
-	f := backend.Filter{Bridge: "fifteen-letters", VNI: 1<<24 - 1, Port: 65535, Inner4: true, Inner6: true, Guard: backend.GuardFull, Masquerade: true, AntiSpoof: true}
+	f := backend.Filter{Bridge: "fifteen-letters", VNI: 1<<24 - 1, Port: 65535, Bits4: 24, Bits6: 112, Guard: backend.GuardFull, Masquerade: true, AntiSpoof: true}
 	if text := f.String(); len(text) >= 128 {
 		t.Errorf("%d bytes: %s", len(text), text)
 	}
 }
 
 func TestAFilterIsReadFromNoOtherText(t *testing.T) {
-	const good = "bridge ovl0 vni 1 port 8472 inner 46 outer 4 guard full masquerade yes antispoof yes"
+	const good = "bridge ovl0 vni 1 port 8472 subnets 24/64 outer 4 guard full masquerade yes antispoof yes"
 	if _, err := backend.ParseFilter(good); err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range []string{
 		"", "nonsense", good[1:], good[:len(good)-1], good + " ", " " + good, good + " and more",
 		strings.Replace(good, "vni 1", "vni 01", 1), strings.Replace(good, "vni 1", "vni -1", 1), strings.Replace(good, "vni 1", "vni 4294967296", 1),
-		strings.Replace(good, "8472", "65536", 1), strings.Replace(good, "inner 46", "inner 64", 1), strings.Replace(good, "inner 46", "inner ", 1),
+		strings.Replace(good, "8472", "65536", 1), strings.Replace(good, "24/64", "024/64", 1), strings.Replace(good, "24/64", "24", 1),
 		strings.Replace(good, "outer 4", "outer 5", 1), strings.Replace(good, "masquerade yes", "masquerade maybe", 1), strings.Replace(good, " ", "  ", 1),
 		strings.Replace(good, "ovl0", "", 1), strings.Replace(good, " port", "\nport", 1),
 	} {
@@ -92,13 +92,14 @@ func ofFilter(s backend.State) string {
 	return rows.String()
 }
 
-const filterOfTwo = "bridge ovl0 vni 1 port 8472 inner 4 outer 4 guard full masquerade yes antispoof no"
+const filterOfTwo = "bridge ovl0 vni 1 port 8472 subnets 24/0 outer 4 guard full masquerade yes antispoof no"
 
 // TestPlanOfTheFilter: each knob by itself, on a host with one peer.
 func TestPlanOfTheFilter(t *testing.T) {
 	two, own := three(t), "element inet overlayd own4 { 10.5.34.0/24 }\n"
 	two.Leases = two.Leases[:2]
-	const pairs = "element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }\nelement inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }\n"
+	const host8 = "element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }\n"
+	const subnet8 = "element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }\n"
 	const pool = "element inet overlayd pool4 { 10.5.0.0/16 }\n"
 	table := func(old, changed string) string {
 		return "table inet overlayd for " + strings.Replace(filterOfTwo, old, changed, 1) + "\n"
@@ -108,16 +109,16 @@ func TestPlanOfTheFilter(t *testing.T) {
 		change func(*backend.Host, *subnet.Snapshot)
 		want   string
 	}{
-		{"guard full", func(*backend.Host, *subnet.Snapshot) {}, table("", "") + own + pairs + pool},
+		{"guard full", func(*backend.Host, *subnet.Snapshot) {}, table("", "") + host8 + own + pool + subnet8},
 		{"guard vtep", func(h *backend.Host, _ *subnet.Snapshot) { h.Guard = backend.GuardVTEP },
 			table("guard full", "guard vtep") + own + pool + "element inet overlayd vteps4 { 192.0.2.8/32 }\n"},
 		{"guard off", func(h *backend.Host, _ *subnet.Snapshot) { h.Guard = backend.GuardOff }, table("guard full", "guard off") + own + pool},
 		{"no masquerade", func(h *backend.Host, _ *subnet.Snapshot) { h.Masquerade = false },
-			table("masquerade yes", "masquerade no") + own + pairs + pool},
+			table("masquerade yes", "masquerade no") + host8 + own + pool + subnet8},
 		{"exclude", func(h *backend.Host, _ *subnet.Snapshot) {
 			h.Exclude = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32")}
-		}, table("", "") + "element inet overlayd exclude4 { 198.51.100.0/24 }\nelement inet overlayd exclude6 { 2001:db8::/32 }\n" + own + pairs + pool},
-		{"no bridge", func(h *backend.Host, _ *subnet.Snapshot) { h.Bridge, h.AntiSpoof = "", true }, table("bridge ovl0", "bridge none") + own + pairs + pool},
+		}, table("", "") + "element inet overlayd exclude4 { 198.51.100.0/24 }\nelement inet overlayd exclude6 { 2001:db8::/32 }\n" + host8 + own + pool + subnet8},
+		{"no bridge", func(h *backend.Host, _ *subnet.Snapshot) { h.Bridge, h.AntiSpoof = "", true }, table("bridge ovl0", "bridge none") + host8 + own + pool + subnet8},
 		{"alone: an empty set of peers lets nobody in", func(_ *backend.Host, s *subnet.Snapshot) { s.Leases = s.Leases[:1] }, table("", "") + own + pool},
 		{"a peer of the other family cannot send", func(_ *backend.Host, s *subnet.Snapshot) { s.Leases[1].PublicIP = netip.MustParseAddr("2001:db8::8") },
 			table("", "") + own + pool},
@@ -126,9 +127,9 @@ func TestPlanOfTheFilter(t *testing.T) {
 		}, table("guard full", "guard vtep") + own + pool},
 		{"what covers the host's own is nobody's source", func(h *backend.Host, _ *subnet.Snapshot) {
 			h.Connected = append(h.Connected, netip.MustParsePrefix("10.5.35.128/25"))
-		}, table("", "") + own + "element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }\n" + pool},
+		}, table("", "") + host8 + own + pool},
 		{"another VNI and port", func(_ *backend.Host, s *subnet.Snapshot) { s.Config.Backend.VNI, s.Config.Backend.Port = 7, 4789 },
-			table("vni 1 port 8472", "vni 7 port 4789") + own + pairs + pool},
+			table("vni 1 port 8472", "vni 7 port 4789") + host8 + own + pool + subnet8},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			h, s := host(), two
@@ -158,12 +159,41 @@ func TestPairsOfMixedFamilies(t *testing.T) {
 		}
 		checkText(t, got.String(), want)
 	}
-	checkPairs(six, "element inet overlayd peers6 { 192.0.2.8 . fd00:5:0:23::/64 }\n")
+	checkPairs(six, "element inet overlayd subnets6 { 192.0.2.8 . fd00:5:0:23::/64 }\n")
 	h.Uplink.Addr = netip.MustParseAddr("2001:db8::7")
 	six.Leases = []subnet.Lease{lease("h7", "2001:db8::7", "fd00:5:0:22::/64"), lease("h8", "2001:db8::8", "fd00:5:0:23::/64")}
-	checkPairs(six, "element inet overlayd peers6 { 2001:db8::8 . 2001:db8::8/128 }\nelement inet overlayd peers6 { 2001:db8::8 . fd00:5:0:23::/64 }\n")
+	checkPairs(six, "element inet overlayd hosts6 { 2001:db8::8 . 2001:db8::8/128 }\nelement inet overlayd subnets6 { 2001:db8::8 . fd00:5:0:23::/64 }\n")
 	checkPairs(subnet.Snapshot{Config: parse(t, four), Leases: []subnet.Lease{lease("h7", "2001:db8::7", "10.5.34.0/24"), lease("h8", "2001:db8::8", "10.5.35.0/24")}},
-		"element inet overlayd peers4 { 2001:db8::8 . 10.5.35.0/24 }\n")
+		"element inet overlayd subnets4 { 2001:db8::8 . 10.5.35.0/24 }\n")
+}
+
+// TestPairsAreWhereRulesLookForThem: a rule takes the first whole bytes of a source, as many as the network's subnets have.
+func TestPairsAreWhereRulesLookForThem(t *testing.T) {
+	for _, c := range []struct{ config, own, peer, set string }{
+		{`{"Network": "10.0.0.0/8"}`, "10.5.34.0/24", "10.5.35.0/24", backend.SetSubnets},
+		{`{"Network": "10.0.0.0/8", "SubnetLen": 16}`, "10.5.0.0/16", "10.6.0.0/16", backend.SetSubnets},
+		{`{"Network": "10.0.0.0/8", "SubnetLen": 16}`, "10.5.0.0/16", "10.6.35.0/24", backend.SetPeers},
+		{`{"Network": "10.0.0.0/8", "SubnetLen": 26}`, "10.5.34.0/26", "10.5.35.64/26", backend.SetPeers},
+		{`{"Network": "10.0.0.0/8", "SubnetLen": 26}`, "10.5.34.0/26", "10.6.35.0/24", backend.SetPeers},
+		{`{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/32", "IPv6SubnetLen": 56}`, "fd00:5:1::/56", "fd00:5:2::/56", backend.SetSubnets},
+		{`{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "IPv6SubnetLen": 57}`, "fd00:5:0:100::/57", "fd00:5:0:200::/57", backend.SetPeers},
+	} {
+		s := subnet.Snapshot{Config: parse(t, c.config), Leases: []subnet.Lease{lease("h7", "192.0.2.7", c.own), lease("h8", "192.0.2.8", c.peer)}}
+		sets := map[netip.Prefix]string{}
+		for _, e := range backend.Plan(host(), s).Entries() {
+			if p, ok := e.(backend.Pair); ok {
+				sets[p.Inner] = p.Set
+			}
+		}
+		peer := netip.MustParsePrefix(c.peer)
+		want := map[netip.Prefix]string{peer: c.set}
+		if peer.Addr().Is4() {
+			want[netip.MustParsePrefix("192.0.2.8/32")] = backend.SetHosts
+		}
+		if !maps.Equal(sets, want) {
+			t.Errorf("%s, a peer with %s: in %v, want %v", c.config, c.peer, sets, want)
+		}
+	}
 }
 
 // TestASourceBelongsToOnePeer, whatever the store says: no two pairs of one plan have an address in common.

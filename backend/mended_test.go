@@ -24,7 +24,7 @@ func entry(t *testing.T, s backend.State, text string) backend.Entry {
 
 const (
 	stray  = "02:00:00:00:00:99 dev overlay.1 dst 192.0.2.99 self permanent"
-	pair8  = "element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }"
+	pair8  = "element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }"
 	neigh8 = "10.5.35.0 dev overlay.1 lladdr 5e:1f:00:00:00:08 PERMANENT"
 )
 
@@ -49,8 +49,8 @@ func TestMendedIsWhatAnotherHandDid(t *testing.T) {
 			k.Plant(backend.Sysctl{Name: "net/ipv4/ip_forward", Value: "0"})
 		}, "~ net/ipv4/ip_forward = 1 (was net/ipv4/ip_forward = 0)\n"},
 		{"a table broken by hand", func(_ *testing.T, _ *loop, k *backendtest.Fake) {
-			k.Plant(backend.Table{Family: backend.FamilyInet, Filter: backend.Filter{Inner4: true}, Broken: "chain guard is missing"})
-		}, "~ table inet overlayd for " + filterOfThree + " (was table inet overlayd for bridge none vni 0 port 0 inner 4 outer 4 guard  masquerade no antispoof no, but chain guard is missing)\n"},
+			k.Plant(backend.Table{Family: backend.FamilyInet, Filter: backend.Filter{Bits4: 24}, Broken: "chain guard is missing"})
+		}, "~ table inet overlayd for " + filterOfThree + " (was table inet overlayd for bridge none vni 0 port 0 subnets 24/0 outer 4 guard  masquerade no antispoof no, but chain guard is missing)\n"},
 		{"a foreign row added", func(_ *testing.T, _ *loop, k *backendtest.Fake) { k.Plant(strayFDB()) }, "- " + stray + "\n"},
 		{"a device deleted by hand, with all that was on it", func(t *testing.T, _ *loop, k *backendtest.Fake) {
 			k.Lose(backend.Bridge{Name: "ovl0", MAC: subnet.AddrMAC(netip.MustParseAddr("10.5.34.1")), MTU: 1450, Up: true})
@@ -112,7 +112,7 @@ func TestMendedIsWhatAnotherHandDid(t *testing.T) {
 	}
 }
 
-const filterOfThree = "bridge ovl0 vni 1 port 8472 inner 4 outer 4 guard full masquerade yes antispoof yes"
+const filterOfThree = "bridge ovl0 vni 1 port 8472 subnets 24/0 outer 4 guard full masquerade yes antispoof yes"
 
 func TestPodsComingAndGoingAreNotMended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

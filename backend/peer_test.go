@@ -100,7 +100,7 @@ func TestPlanKeepsOwnRowsWhenAPeerIsNotRouted(t *testing.T) {
 	own := backend.Plan(h, with)
 	for key, row := range own {
 		if _, pair := row.(backend.Pair); pair {
-			checkText(t, row.String(), "element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }") // and no source that is the host's own
+			checkText(t, row.String(), "element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }") // and no source that is the host's own
 			delete(own, key)
 		}
 	}

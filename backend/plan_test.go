@@ -70,14 +70,14 @@ func checkText(t *testing.T, got, want string) {
 }
 
 func TestPlanOfThreeHosts(t *testing.T) {
-	checkText(t, backend.Plan(host(), three(t)).String(), `table bridge overlayd for bridge ovl0 vni 1 port 8472 inner 4 outer 4 guard full masquerade yes antispoof yes
-table inet overlayd for bridge ovl0 vni 1 port 8472 inner 4 outer 4 guard full masquerade yes antispoof yes
+	checkText(t, backend.Plan(host(), three(t)).String(), `table bridge overlayd for bridge ovl0 vni 1 port 8472 subnets 24/0 outer 4 guard full masquerade yes antispoof yes
+table inet overlayd for bridge ovl0 vni 1 port 8472 subnets 24/0 outer 4 guard full masquerade yes antispoof yes
+element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }
+element inet overlayd hosts4 { 198.51.100.9 . 198.51.100.9/32 }
 element inet overlayd own4 { 10.5.34.0/24 }
-element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }
-element inet overlayd peers4 { 198.51.100.9 . 10.5.200.0/24 }
-element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
-element inet overlayd peers4 { 198.51.100.9 . 198.51.100.9/32 }
 element inet overlayd pool4 { 10.5.0.0/16 }
+element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }
+element inet overlayd subnets4 { 198.51.100.9 . 10.5.200.0/24 }
 overlay.1: <UP> mtu 1450 lladdr 5e:1f:00:00:00:07 vxlan id 1 local 192.0.2.7 dev eth0 dstport 8472 nolearning
 ovl0: <UP> mtu 1450 lladdr 0a:58:0a:05:22:01 bridge
 net/ipv4/conf/eth0/forwarding = 1
@@ -109,17 +109,17 @@ func TestPlanOfADualStackNetwork(t *testing.T) {
 		lease("h8", "192.0.2.8", "10.5.35.0/24", "fd00:5:0:23::/64"),
 		lease("h9", "192.0.2.9", "10.5.36.0/24"), // it joined when the network had IPv4 alone
 	}}
-	checkText(t, backend.Plan(host(), s).String(), `table bridge overlayd for bridge ovl0 vni 1 port 8472 inner 46 outer 4 guard full masquerade yes antispoof yes
-table inet overlayd for bridge ovl0 vni 1 port 8472 inner 46 outer 4 guard full masquerade yes antispoof yes
+	checkText(t, backend.Plan(host(), s).String(), `table bridge overlayd for bridge ovl0 vni 1 port 8472 subnets 24/64 outer 4 guard full masquerade yes antispoof yes
+table inet overlayd for bridge ovl0 vni 1 port 8472 subnets 24/64 outer 4 guard full masquerade yes antispoof yes
+element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }
+element inet overlayd hosts4 { 192.0.2.9 . 192.0.2.9/32 }
 element inet overlayd own4 { 10.5.34.0/24 }
 element inet overlayd own6 { fd00:5:0:22::/64 }
-element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }
-element inet overlayd peers4 { 192.0.2.9 . 10.5.36.0/24 }
-element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
-element inet overlayd peers4 { 192.0.2.9 . 192.0.2.9/32 }
-element inet overlayd peers6 { 192.0.2.8 . fd00:5:0:23::/64 }
 element inet overlayd pool4 { 10.5.0.0/16 }
 element inet overlayd pool6 { fd00:5::/48 }
+element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }
+element inet overlayd subnets4 { 192.0.2.9 . 10.5.36.0/24 }
+element inet overlayd subnets6 { 192.0.2.8 . fd00:5:0:23::/64 }
 overlay.1: <UP> mtu 1450 lladdr 5e:1f:00:00:00:07 vxlan id 1 local 192.0.2.7 dev eth0 dstport 8472 nolearning
 ovl0: <UP> mtu 1450 lladdr 0a:58:0a:05:22:01 bridge
 net/ipv4/conf/eth0/forwarding = 1
@@ -166,11 +166,11 @@ func TestPlanOverAnIPv6Underlay(t *testing.T) {
 	s := subnet.Snapshot{Config: parse(t, four), Leases: []subnet.Lease{
 		lease("h7", "2001:db8::7", "10.5.34.0/24"), lease("h8", "2001:db8::8", "10.5.35.0/24"),
 	}}
-	checkText(t, backend.Plan(h, s).String(), `table bridge overlayd for bridge ovl0 vni 1 port 8472 inner 4 outer 6 guard full masquerade yes antispoof yes
-table inet overlayd for bridge ovl0 vni 1 port 8472 inner 4 outer 6 guard full masquerade yes antispoof yes
+	checkText(t, backend.Plan(h, s).String(), `table bridge overlayd for bridge ovl0 vni 1 port 8472 subnets 24/0 outer 6 guard full masquerade yes antispoof yes
+table inet overlayd for bridge ovl0 vni 1 port 8472 subnets 24/0 outer 6 guard full masquerade yes antispoof yes
 element inet overlayd own4 { 10.5.34.0/24 }
-element inet overlayd peers4 { 2001:db8::8 . 10.5.35.0/24 }
 element inet overlayd pool4 { 10.5.0.0/16 }
+element inet overlayd subnets4 { 2001:db8::8 . 10.5.35.0/24 }
 overlay.1: <UP> mtu 1430 lladdr 5e:1f:00:00:00:07 vxlan id 1 local 2001:db8::7 dev eth0 dstport 8472 nolearning
 ovl0: <UP> mtu 1430 lladdr 0a:58:0a:05:22:01 bridge
 net/ipv4/conf/eth0/forwarding = 1
@@ -197,7 +197,7 @@ func TestPlanWithoutABridgeOfOurs(t *testing.T) {
 	h.Bridge = ""
 	s := three(t)
 	s.Leases, s.Config = s.Leases[:1], parse(t, `{"Network": "10.5.0.0/16", "Backend": {"VNI": 7, "Port": 4789, "MTU": 9000}}`)
-	checkText(t, backend.Plan(h, s).String(), `table inet overlayd for bridge none vni 7 port 4789 inner 4 outer 4 guard full masquerade yes antispoof no
+	checkText(t, backend.Plan(h, s).String(), `table inet overlayd for bridge none vni 7 port 4789 subnets 24/0 outer 4 guard full masquerade yes antispoof no
 element inet overlayd own4 { 10.5.34.0/24 }
 element inet overlayd pool4 { 10.5.0.0/16 }
 overlay.1: <UP> mtu 8950 lladdr 5e:1f:00:00:00:07 vxlan id 7 local 192.0.2.7 dev eth0 dstport 4789 nolearning
@@ -219,7 +219,7 @@ func TestPlanOfIPv6Alone(t *testing.T) {
 	}
 	h := host()
 	h.Bridge = ""
-	checkText(t, backend.Plan(h, s).String(), `table inet overlayd for bridge none vni 1 port 8472 inner 6 outer 4 guard full masquerade yes antispoof no
+	checkText(t, backend.Plan(h, s).String(), `table inet overlayd for bridge none vni 1 port 8472 subnets 0/64 outer 4 guard full masquerade yes antispoof no
 element inet overlayd own6 { fd00:5:0:22::/64 }
 element inet overlayd pool6 { fd00:5::/48 }
 overlay.1: <UP> mtu 1450 lladdr 5e:1f:00:00:00:07 vxlan id 1 local 192.0.2.7 dev eth0 dstport 8472 nolearning

@@ -208,8 +208,8 @@ func TestLoopRemovesExactlyWhatIsStale(t *testing.T) {
 - nexthop id 142000200 via 10.5.200.0 dev overlay.1 onlink proto overlayd
 - 10.5.200.0 dev overlay.1 lladdr 5e:1f:00:00:00:09 PERMANENT
 - 5e:1f:00:00:00:09 dev overlay.1 dst 198.51.100.9 self permanent
-- element inet overlayd peers4 { 198.51.100.9 . 198.51.100.9/32 }
-- element inet overlayd peers4 { 198.51.100.9 . 10.5.200.0/24 }
+- element inet overlayd subnets4 { 198.51.100.9 . 10.5.200.0/24 }
+- element inet overlayd hosts4 { 198.51.100.9 . 198.51.100.9/32 }
 `)
 	})
 }

@@ -91,7 +91,7 @@ func compareRows(a, b Entry) int {
 		}
 	case Pair:
 		if b, ok := b.(Pair); ok {
-			return cmp.Or(a.Inner.Addr().Compare(b.Inner.Addr()), cmp.Compare(a.Inner.Bits(), b.Inner.Bits()))
+			return cmp.Or(strings.Compare(a.Set, b.Set), a.Inner.Addr().Compare(b.Inner.Addr()), cmp.Compare(a.Inner.Bits(), b.Inner.Bits()))
 		}
 	case Route:
 		if b, ok := b.(Route); ok {

@@ -11,10 +11,10 @@ import (
 // A set holds two pairs of one source. Whichever is read first, the wrong one goes and the right one stays untouched.
 func TestOfTwoPairsTheWrongOneGoes(t *testing.T) {
 	inner := netip.MustParsePrefix("10.5.35.0/24")
-	right := backend.Pair{Inner: inner, Outer: netip.MustParseAddr("192.0.2.8")}
-	wrong := backend.Pair{Inner: inner, Outer: netip.MustParseAddr("192.0.2.77")}
-	worse := backend.Pair{Inner: inner, Outer: netip.MustParseAddr("192.0.2.99")}
-	const gone = "- element inet overlayd peers4 { 192.0.2.77 . 10.5.35.0/24 }\n"
+	right := backend.Pair{Set: backend.SetSubnets, Inner: inner, Outer: netip.MustParseAddr("192.0.2.8")}
+	wrong := backend.Pair{Set: backend.SetSubnets, Inner: inner, Outer: netip.MustParseAddr("192.0.2.77")}
+	worse := backend.Pair{Set: backend.SetSubnets, Inner: inner, Outer: netip.MustParseAddr("192.0.2.99")}
+	const gone = "- element inet overlayd subnets4 { 192.0.2.77 . 10.5.35.0/24 }\n"
 	for _, c := range []struct {
 		claim string
 		read  []backend.Entry
@@ -23,11 +23,11 @@ func TestOfTwoPairsTheWrongOneGoes(t *testing.T) {
 	}{
 		{"the right one first", []backend.Entry{right, wrong}, []backend.Entry{right}, gone},
 		{"the wrong one first", []backend.Entry{wrong, right}, []backend.Entry{right}, gone},
-		{"in the middle of three", []backend.Entry{wrong, right, worse}, []backend.Entry{right}, "- element inet overlayd peers4 { 192.0.2.99 . 10.5.35.0/24 }\n" + gone},
+		{"in the middle of three", []backend.Entry{wrong, right, worse}, []backend.Entry{right}, "- element inet overlayd subnets4 { 192.0.2.99 . 10.5.35.0/24 }\n" + gone},
 		{"both wrong: one becomes right", []backend.Entry{wrong, worse}, []backend.Entry{right},
-			"~ element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 } (was element inet overlayd peers4 { 192.0.2.77 . 10.5.35.0/24 })\n" +
-				"- element inet overlayd peers4 { 192.0.2.99 . 10.5.35.0/24 }\n"},
-		{"none wanted", []backend.Entry{wrong, worse}, nil, "- element inet overlayd peers4 { 192.0.2.99 . 10.5.35.0/24 }\n" + gone},
+			"~ element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 } (was element inet overlayd subnets4 { 192.0.2.77 . 10.5.35.0/24 })\n" +
+				"- element inet overlayd subnets4 { 192.0.2.99 . 10.5.35.0/24 }\n"},
+		{"none wanted", []backend.Entry{wrong, worse}, nil, "- element inet overlayd subnets4 { 192.0.2.99 . 10.5.35.0/24 }\n" + gone},
 	} {
 		t.Run(c.claim, func(t *testing.T) {
 			have := backend.State{}

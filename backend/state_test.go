@@ -204,8 +204,8 @@ func TestDiffTellsTheStory(t *testing.T) {
 	}{
 		{"nothing to do", same, same, ""},
 		{"nothing on both sides", backend.State{}, backend.State{}, ""},
-		{"a peer comes", same, without8, `+ element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }
-+ element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
+		{"a peer comes", same, without8, `+ element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }
++ element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }
 + 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent
 + 10.5.35.0 dev overlay.1 lladdr 5e:1f:00:00:00:08 PERMANENT
 + nexthop id 142000035 via 10.5.35.0 dev overlay.1 onlink proto overlayd
@@ -215,14 +215,14 @@ func TestDiffTellsTheStory(t *testing.T) {
 - nexthop id 142000035 via 10.5.35.0 dev overlay.1 onlink proto overlayd
 - 10.5.35.0 dev overlay.1 lladdr 5e:1f:00:00:00:08 PERMANENT
 - 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent
-- element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
-- element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }
+- element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }
+- element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }
 `},
 		{"a peer moves", planned(func(s *subnet.Snapshot) { s.Leases[1].PublicIP = netip.MustParseAddr("192.0.2.88") }), same,
-			`~ element inet overlayd peers4 { 192.0.2.88 . 10.5.35.0/24 } (was element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 })
-+ element inet overlayd peers4 { 192.0.2.88 . 192.0.2.88/32 }
+			`+ element inet overlayd hosts4 { 192.0.2.88 . 192.0.2.88/32 }
+~ element inet overlayd subnets4 { 192.0.2.88 . 10.5.35.0/24 } (was element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 })
 ~ 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.88 self permanent (was 5e:1f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent)
-- element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }
+- element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }
 `},
 		{"a peer is installed anew", planned(func(s *subnet.Snapshot) { s.Leases[1].MAC[1] = 0x2f }), same, `+ 5e:2f:00:00:00:08 dev overlay.1 dst 192.0.2.8 self permanent
 ~ 10.5.35.0 dev overlay.1 lladdr 5e:2f:00:00:00:08 PERMANENT (was 10.5.35.0 dev overlay.1 lladdr 5e:1f:00:00:00:08 PERMANENT)

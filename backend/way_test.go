@@ -73,7 +73,7 @@ func TestUnreachedNamesNoOwnSubnet(t *testing.T) {
 func TestPlanOfHostGWHasNoVXLAN(t *testing.T) {
 	s := three(t)
 	s.Config, s.Leases = parse(t, hostGW), s.Leases[:2]
-	const filter = "bridge ovl0 vni 0 port 0 inner 4 outer 4 guard off masquerade yes antispoof yes\n"
+	const filter = "bridge ovl0 vni 0 port 0 subnets 24/0 outer 4 guard off masquerade yes antispoof yes\n"
 	checkText(t, backend.Plan(host(), s).String(), "table bridge overlayd for "+filter+"table inet overlayd for "+filter+`element inet overlayd own4 { 10.5.34.0/24 }
 element inet overlayd pool4 { 10.5.0.0/16 }
 ovl0: <UP> mtu 1500 lladdr 0a:58:0a:05:22:01 bridge

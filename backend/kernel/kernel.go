@@ -36,10 +36,11 @@ type Kernel struct {
 	links   *netlink.Handle
 	rows    *conn
 	nft     *conn
-	rules   *nftables.Conn     // reads rules
-	halves  map[int]time.Time  // when links of attachments that have not ended were first seen, by index
-	counted map[string]counted // as last read: what is removed by others and made again goes on counting
-	size    int                // rows of the last reading: the next will have about as many
+	rules   *nftables.Conn            // reads rules
+	halves  map[int]time.Time         // when links of attachments that have not ended were first seen, by index
+	filters map[string]backend.Filter // of our tables by family, as last read: which sets to look for when nothing there says it
+	counted map[string]counted        // as last read: what is removed by others and made again goes on counting
+	size    int                       // rows of the last reading: the next will have about as many
 }
 
 var _ backend.Kernel = (*Kernel)(nil)
@@ -61,7 +62,7 @@ func Open(o Options) (*Kernel, error) {
 		links.Close()
 		return nil, err
 	}
-	k := &Kernel{options: o, links: links, rows: rows, counted: map[string]counted{}}
+	k := &Kernel{options: o, links: links, rows: rows, counted: map[string]counted{}, filters: map[string]backend.Filter{}}
 	if k.nft, err = dial(unix.NETLINK_NETFILTER); err == nil {
 		k.rules, err = nftables.New(nftables.AsLasting())
 	}

@@ -18,7 +18,7 @@ func pairsOf(n int) []backend.Change {
 	var all []backend.Change
 	for i := range n {
 		inner := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 100 + byte(i>>8), byte(i), 0}), 24)
-		all = append(all, backend.Change{New: backend.Pair{Inner: inner, Outer: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}})
+		all = append(all, backend.Change{New: backend.Pair{Set: backend.SetSubnets, Inner: inner, Outer: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})}})
 	}
 	return all
 }

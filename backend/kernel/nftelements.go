@@ -25,13 +25,13 @@ func (k *Kernel) readElements(family string, set nftSet, s backend.State) error 
 					bounds = append(bounds, bound{bytes.Clone(e.first), end})
 					continue
 				}
-				s.Found(rowOf(e))
+				s.Found(rowOf(set, e))
 			}
 		}
 	})
 	for _, e := range intervals(bounds) {
 		e.family, e.set = family, set.name
-		s.Found(rowOf(e))
+		s.Found(rowOf(set, e))
 	}
 	if err != nil {
 		return fmt.Errorf("read nft set %s %s: %w", family, set.name, err)

@@ -76,9 +76,9 @@ func TestNFTLoadsWhatItPrintsOfAnyFilter(t *testing.T) {
 		prints  string
 	}{
 		{"guard vtep", func(o *kernel.Options) { o.Guard = backend.GuardVTEP }, nil, `ip saddr @vteps4 accept comment "from a host with a lease"`},
-		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil, `udp dport 8472 @th,96,24 0x1 fib daddr type local notrack`},
+		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil, `@th,96,24 0x1 fib daddr type local notrack`},
 		{"no masquerade, no antispoof", func(o *kernel.Options) { o.Masquerade, o.AntiSpoof = false, false }, nil, `masquerade no antispoof no`},
-		{"no bridge", func(o *kernel.Options) { o.Bridge = "" }, nil, `ip6 saddr @own6 udp dport 8472 @th,96,24 0x1 counter name "pod_vxlan" drop`},
+		{"no bridge", func(o *kernel.Options) { o.Bridge = "" }, nil, `ip6 saddr @own6 @th,96,24 0x1 counter name "pod_vxlan" drop`},
 		{"no bridge and nothing at all", func(o *kernel.Options) { o.Bridge, o.Guard, o.Masquerade = "", backend.GuardOff, false }, nil, "bridge none"},
 		{"everything excluded", func(o *kernel.Options) {
 			o.Exclude = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
@@ -93,6 +93,7 @@ func TestNFTLoadsWhatItPrintsOfAnyFilter(t *testing.T) {
 			"udp masquerade to :1024-65534 fully-random"},
 		{"a port among those of masquerade", nil, func(s *subnet.Snapshot) { s.Config.Backend.Port = 10000 },
 			"udp masquerade to :1024-9999 fully-random"},
+		{"subnets of an odd length", nil, func(s *subnet.Snapshot) { s.Config.IPv4.SubnetLen = 23 }, `192.0.2.8 . 0xa052300-0xa0523ff comment "10.5.35.0/24"`},
 		{"host-gw", nil, func(s *subnet.Snapshot) { s.Config.Backend.Type = subnet.BackendHostGW }, "vni 0 port 0"},
 		{"IPv4 alone", nil, func(s *subnet.Snapshot) {
 			s.Config.IPv6 = subnet.Pool{}

@@ -229,7 +229,10 @@ func (k *Kernel) readTables(s backend.State) error {
 			return err
 		}
 		s.Add(row)
-		for _, set := range setsOf(row) {
+		if row.Filter != (backend.Filter{}) {
+			k.filters[family] = row.Filter
+		}
+		for _, set := range setsOf(backend.Table{Family: family, Filter: k.filters[family]}) {
 			if t.keeps(set) {
 				if err := k.readElements(family, set, s); err != nil {
 					return err

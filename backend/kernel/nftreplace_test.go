@@ -26,7 +26,7 @@ func TestAWholeTableIsMadeAgain(t *testing.T) {
 	for _, script := range []string{
 		"flush ruleset", "delete table inet overlayd", "delete table bridge overlayd", "delete table inet overlayd; delete table bridge overlayd",
 		"flush ruleset; add table inet overlayd; add table bridge overlayd",
-		"flush ruleset; add table inet overlayd; add map inet overlayd peers4 { type ipv4_addr : verdict; }",
+		"flush ruleset; add table inet overlayd; add map inet overlayd subnets4 { type ipv4_addr : verdict; }",
 	} {
 		nft(t, script)
 		for _, c := range pass(t, k, network) {
@@ -104,9 +104,9 @@ func TestAnotherFilterKeepsWhatItCan(t *testing.T) {
 	other := network
 	other.Config.Backend.Port, other.Config.Backend.VNI = 4789, 7
 	pairs := []string{
-		"element inet overlayd peers4 { 192.0.2.8 . 10.5.35.0/24 }", "element inet overlayd peers4 { 192.0.2.8 . 192.0.2.8/32 }",
-		"element inet overlayd peers4 { 192.0.2.9 . 10.5.36.0/24 }", "element inet overlayd peers4 { 192.0.2.9 . 192.0.2.9/32 }",
-		"element inet overlayd peers6 { 192.0.2.8 . fd00:5:0:23::/64 }", "element inet overlayd peers6 { 192.0.2.9 . fd00:5:0:24::/64 }",
+		"element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }", "element inet overlayd hosts4 { 192.0.2.9 . 192.0.2.9/32 }",
+		"element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }", "element inet overlayd subnets4 { 192.0.2.9 . 10.5.36.0/24 }",
+		"element inet overlayd subnets6 { 192.0.2.8 . fd00:5:0:23::/64 }", "element inet overlayd subnets6 { 192.0.2.9 . fd00:5:0:24::/64 }",
 	}
 	vteps := []string{"element inet overlayd vteps4 { 192.0.2.8/32 }", "element inet overlayd vteps4 { 192.0.2.9/32 }"}
 	guard := func(g backend.Guard) func(*kernel.Options) { return func(o *kernel.Options) { o.Guard = g } }

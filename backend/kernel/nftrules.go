@@ -139,12 +139,15 @@ func address(six, source bool) expr.Any {
 	return load(expr.PayloadBaseNetworkHeader, 16, 4, reg1)
 }
 
-// ourVXLAN matches packets of our VNI to our port.
-func ourVXLAN(f backend.Filter) []expr.Any {
-	return append(l4proto(unix.IPPROTO_UDP),
-		load(expr.PayloadBaseTransportHeader, atPort, 2, reg1), equal(be16(f.Port)...),
-		load(expr.PayloadBaseTransportHeader, atVNI, 3, reg1), equal(be24(f.VNI)...))
+// toPort matches packets to our port: few expressions for all packets that are not VXLAN.
+func toPort(f backend.Filter) []expr.Any {
+	return append(l4proto(unix.IPPROTO_UDP), load(expr.PayloadBaseTransportHeader, atPort, 2, reg1), equal(be16(f.Port)...))
 }
+
+// ofNetwork matches packets of our VNI among those to our port.
+func ofNetwork(f backend.Filter) []expr.Any { return match(vni(), equal(be24(f.VNI)...)) }
+
+func vni() expr.Any { return load(expr.PayloadBaseTransportHeader, atVNI, 3, reg1) }
 
 // toUs matches packets to an address of this host.
 func toUs() []expr.Any {
@@ -162,11 +165,11 @@ type family struct {
 
 func familiesOf(f backend.Filter) []family {
 	var all []family
-	if f.Inner4 {
+	if f.Bits4 > 0 {
 		groups := match(address(false, false), mask(0xf0, 0, 0, 0), equal(0xe0, 0, 0, 0))
 		all = append(all, family{digit: "4", etherType: unix.ETH_P_IP, toGroups: groups})
 	}
-	if f.Inner6 {
+	if f.Bits6 > 0 {
 		groups := match(load(expr.PayloadBaseNetworkHeader, 24, 1, reg1), equal(0xff)) // ff00::/8
 		all = append(all, family{six: true, digit: "6", etherType: unix.ETH_P_IPV6, toGroups: groups})
 	}
@@ -178,19 +181,8 @@ func first16(b ...byte) []byte { return append(b, make([]byte, 16-len(b))...) }
 // inetChains are the chains of the table of family inet.
 func inetChains(f backend.Filter) []nftChain {
 	chains := []nftChain{{name: settingsChain, comment: f.String()}}
-	input := nftChain{name: "input", comment: "VXLAN of this network passes the guard", kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: rawPriority}
-	before := nftChain{name: "prerouting", comment: "what comes in", kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: rawPriority}
-	output := nftChain{name: "output", comment: "what this host sends", kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: rawPriority}
-	if f.Guard != backend.GuardOff {
-		chains = append(chains, guardChain(f))
-		input.add("", ourVXLAN(f), jump("guard"))
-		noVXLANFromPods(&before, f)
-	}
 	if f.Port != 0 {
-		untracked := match(&expr.Notrack{})
-		before.add("outer packets are not tracked", ourVXLAN(f), toUs(), untracked)
-		output.add("outer packets are not tracked", ourVXLAN(f), untracked)
-		chains = append(chains, input, before, output)
+		chains = append(chains, vxlanChains(f)...)
 	}
 	if f.Masquerade {
 		chains = append(chains, masqueradeChain(f))
@@ -198,14 +190,33 @@ func inetChains(f backend.Filter) []nftChain {
 	return chains
 }
 
+// vxlanChains are the chains for outer packets. Each base chain looks at the port alone.
+func vxlanChains(f backend.Filter) []nftChain {
+	input := nftChain{name: "input", comment: "VXLAN of this network passes the guard", kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: rawPriority}
+	before := nftChain{name: "prerouting", comment: "what comes in", kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: rawPriority}
+	output := nftChain{name: "output", comment: "what this host sends", kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: rawPriority}
+	arrived := nftChain{name: "arrived", comment: "VXLAN, from whom it may come and to whom it goes"}
+	var chains []nftChain
+	if f.Guard != backend.GuardOff {
+		chains = append(chains, guardChain(f))
+		input.add("", toPort(f), jump("guard"))
+		noVXLANFromPods(&arrived, f)
+	}
+	untracked := match(&expr.Notrack{})
+	arrived.add("outer packets are not tracked", ofNetwork(f), toUs(), untracked)
+	before.add("", toPort(f), jump("arrived"))
+	output.add("outer packets are not tracked", toPort(f), ofNetwork(f), untracked)
+	return append(chains, arrived, input, before, output)
+}
+
 // noVXLANFromPods keeps pods from posing as hosts, also behind the masquerade of this one.
 func noVXLANFromPods(c *nftChain, f backend.Filter) {
 	if f.Bridge != "" {
-		c.add("pods send no VXLAN of this network", iifname(f.Bridge), ourVXLAN(f), drop("pod_vxlan"))
+		c.add("pods send no VXLAN of this network", iifname(f.Bridge), ofNetwork(f), drop("pod_vxlan"))
 		return
 	}
 	for _, fam := range familiesOf(f) {
-		c.add("pods send no VXLAN of this network", nfproto(fam.six), match(address(fam.six, true), inSet(backend.SetOwn+fam.digit)), ourVXLAN(f), drop("pod_vxlan"))
+		c.add("pods send no VXLAN of this network", nfproto(fam.six), match(address(fam.six, true), inSet(backend.SetOwn+fam.digit)), ofNetwork(f), drop("pod_vxlan"))
 	}
 }
 
@@ -213,6 +224,7 @@ func noVXLANFromPods(c *nftChain, f backend.Filter) {
 func guardChain(f backend.Filter) nftChain {
 	c := nftChain{name: "guard", comment: "only hosts with a lease, only what is theirs"}
 	udp := expr.PayloadBaseTransportHeader
+	c.add("another network's", match(vni(), differ(be24(f.VNI)...)), verdict(expr.VerdictReturn))
 	c.add("no VNI in it", match(load(udp, atFlags, 1, reg1), mask(vxlanHasVNI), differ(vxlanHasVNI)), drop("malformed"))
 	c.add("broadcast or multicast inside", match(load(udp, atInnerMAC, 1, reg1), mask(groupAddress), equal(groupAddress)), drop("not_unicast"))
 	if f.Guard == backend.GuardVTEP {
@@ -223,20 +235,29 @@ func guardChain(f backend.Filter) nftChain {
 		c.add("from a host with a lease", nfproto(f.Outer6), match(address(f.Outer6, true), inSet(backend.SetVTEPs+outer)), verdict(expr.VerdictAccept))
 	} else {
 		for _, fam := range familiesOf(f) {
-			second := uint32(reg32 + 1) // after four bytes
-			if f.Outer6 {
-				second = reg2
+			for _, s := range pairSetsOf(f, fam.six) {
+				c.add(s.reason, match(load(udp, atInnerType, 2, reg1), equal(be16(fam.etherType)...)), nfproto(f.Outer6),
+					match(address(f.Outer6, true), load(udp, atInnerSource(fam.six), s.length, regBehind(f.Outer6)), inSet(s.name)), verdict(expr.VerdictAccept))
 			}
-			source := load(udp, atInnerSrc4, 4, second)
-			if fam.six {
-				source = load(udp, atInnerSrc6, 16, second)
-			}
-			c.add("from the host that has this source", match(load(udp, atInnerType, 2, reg1), equal(be16(fam.etherType)...)),
-				nfproto(f.Outer6), match(address(f.Outer6, true), source, inSet("peers"+fam.digit)), verdict(expr.VerdictAccept))
 		}
 	}
 	c.add("from anybody else", drop("stranger"))
 	return c
+}
+
+func atInnerSource(six bool) uint32 {
+	if six {
+		return atInnerSrc6
+	}
+	return atInnerSrc4
+}
+
+// regBehind is the register after that of an address in the first.
+func regBehind(six bool) uint32 {
+	if six {
+		return reg2
+	}
+	return reg32 + 1
 }
 
 // masqueradeChain gives pods' packets to outside the network the host's address.
@@ -296,16 +317,22 @@ func bridgeChains(f backend.Filter) []nftChain {
 	}
 	own := match(port, mac, inSet("macs"))
 	accept := verdict(expr.VerdictAccept)
+	if f.Bits4 > 0 { // most packets: one look for them
+		c.add("their addresses", ether(unix.ETH_P_IP), match(port, mac, load(network, 12, 4, regAddr), inSet("pods4")), accept)
+	}
+	if f.Bits6 > 0 {
+		c.add("their addresses", ether(unix.ETH_P_IPV6), match(meta(expr.MetaKeyL4PROTO), differ(unix.IPPROTO_ICMPV6)),
+			match(port, mac, load(network, 8, 16, regAddr), inSet("pods6")), accept)
+	}
 	c.add("ports that are no pod's, or too new to be listed", match(port, notIn("ports")), accept)
-	if f.Inner4 {
-		c.add("", ether(unix.ETH_P_IP), match(port, mac, load(network, 12, 4, regAddr), inSet("pods4")), accept)
+	if f.Bits4 > 0 {
 		c.add("both MACs and the address", ether(unix.ETH_P_ARP),
 			match(port, mac, load(network, atARPSrcIP, 4, regAddr), inSet("pods4")),
 			match(port, load(network, atARPSrcMAC, 6, regMAC), load(network, atARPSrcIP, 4, regAddr), inSet("pods4")), accept)
 		c.add("asks whether an address is free", ether(unix.ETH_P_ARP), match(load(network, atARPSrcIP, 4, reg1), equal(0, 0, 0, 0)),
 			own, match(port, load(network, atARPSrcMAC, 6, regMAC), inSet("macs")), accept)
 	}
-	if f.Inner6 {
+	if f.Bits6 > 0 {
 		c.add("no pod is a router", icmp(typeRouterAdvert), drop("router_advert"))
 		c.add("", icmp(typeRedirect), drop("router_advert"))
 		c.add("", icmp(typeNeighborAdvert), match(port, mac, load(transport, atICMPTarget, 16, regAddr), inSet("targets6")), accept)

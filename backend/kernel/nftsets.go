@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
@@ -100,17 +101,44 @@ func setsOf(t backend.Table) []nftSet {
 	var all []nftSet
 	for _, six := range []bool{false, true} {
 		d, ip := "4", ipField(six)
-		inner := raw(atInnerSrc4, 4)
 		if six {
-			d, inner = "6", raw(atInnerSrc6, 16)
+			d = "6"
 		}
 		all = append(all,
 			nftSet{backend.SetPool + d, "the network", []nftField{ip}, true},
 			nftSet{backend.SetOwn + d, "this host's part of it", []nftField{ip}, true},
 			nftSet{backend.SetExclude + d, "where pods' packets go with their own addresses", []nftField{ip}, true},
 			nftSet{backend.SetVTEPs + d, "hosts with a lease", []nftField{ip}, true},
-			nftSet{"peers" + d, "hosts with a lease and the source addresses that are theirs", []nftField{ipField(t.Filter.Outer6), inner}, true},
 		)
+		for _, p := range pairSetsOf(t.Filter, six) {
+			fields := []nftField{ipField(t.Filter.Outer6), raw(atInnerSource(six), p.length)}
+			all = append(all, nftSet{p.name, p.comment, fields, p.interval})
+		}
+	}
+	return all
+}
+
+// pairSet is a set of hosts with a lease and what sources inside their packets are theirs.
+type pairSet struct {
+	name, comment string
+	reason        string // of the rule that accepts what is in it
+	length        uint32 // of the part of the source address that is looked up, in bytes
+	interval      bool
+}
+
+// pairSetsOf are the sets for one address family, in the order in which rules look into them.
+func pairSetsOf(f backend.Filter, six bool) []pairSet {
+	d, length, bits := "4", uint32(4), f.Bits4
+	if six {
+		d, length, bits = "6", 16, f.Bits6
+	}
+	all := []pairSet{
+		{backend.SetHosts + d, "hosts with a lease and single addresses that are theirs", "from the host that has this address", length, false},
+		{backend.SetPeers + d, "hosts with a lease and further sources that are theirs", "from the host that has this source", length, true},
+	}
+	if f.Subnets(six) {
+		usual := pairSet{backend.SetSubnets + d, "hosts with a lease and their subnets", "from the host that has this subnet", uint32(bits / 8), false}
+		all = append([]pairSet{usual}, all...)
 	}
 	return all
 }
@@ -215,10 +243,13 @@ func elementOf(e backend.Entry) (nftElement, bool) {
 	case backend.Pair:
 		outer := e.Outer.AsSlice()
 		first, last := interval(e.Inner)
-		return nftElement{
-			family: backend.FamilyInet, set: "peers" + digitOf(e.Inner.Addr()), first: concatKey(outer, first), last: concatKey(outer, last),
-			comment: e.Inner.String(), // nft prints it as a number
-		}, true
+		n := nftElement{family: backend.FamilyInet, set: e.Set + digitOf(e.Inner.Addr()), comment: e.Inner.String()} // nft prints it as a number
+		if e.Set == backend.SetPeers {
+			n.first, n.last = concatKey(outer, first), concatKey(outer, last)
+		} else {
+			n.first = concatKey(outer, first[:e.Inner.Bits()/8])
+		}
+		return n, true
 	case backend.PodAddr:
 		return nftElement{family: backend.FamilyBridge, set: e.Set + digitOf(e.Addr), first: concatKey(name16(e.Link), e.MAC[:], e.Addr.AsSlice())}, true
 	case backend.PodMAC:
@@ -237,40 +268,52 @@ func elementOf(e backend.Entry) (nftElement, bool) {
 // key is nil for the empty string.
 func key(bytes string) []byte { return append([]byte(nil), bytes...) }
 
-// rowOf is the inverse of elementOf.
-func rowOf(e nftElement) backend.Entry {
-	if row := wantedRow(e); row != nil {
+// rowOf is the inverse of elementOf for an element of the set.
+func rowOf(s nftSet, e nftElement) backend.Entry {
+	if row := wantedRow(s, e); row != nil {
 		return row
 	}
 	return backend.Stray{Family: e.family, Set: e.set, First: string(e.first), Last: string(e.last)}
 }
 
 // wantedRow returns nil for an element that no plan wants.
-func wantedRow(e nftElement) backend.Entry {
+func wantedRow(s nftSet, e nftElement) backend.Entry {
 	if e.family == backend.FamilyBridge {
 		return podRowOf(e)
 	}
-	name, digit := e.set[:len(e.set)-1], e.set[len(e.set)-1:]
-	addrLen := 4
-	if digit == "6" {
-		addrLen = 16
-	}
-	if len(e.first) < addrLen || len(e.last) != len(e.first) {
+	name, six := strings.CutSuffix(e.set, "6")
+	name = strings.TrimSuffix(name, "4")
+	if uint32(len(e.first)) != s.keyLength() || s.interval && len(e.last) != len(e.first) {
 		return nil
 	}
-	split := len(e.first) - addrLen
-	prefix, ok := prefixBetween(e.first[split:], e.last[split:])
-	if !ok || string(e.first[:split]) != string(e.last[:split]) {
+	if !s.concat() {
+		if prefix, ok := prefixBetween(e.first, e.last); ok {
+			return backend.Member{Set: name, Prefix: prefix}
+		}
 		return nil
 	}
-	if name != "peers" {
-		return backend.Member{Set: name, Prefix: prefix}
-	}
+	split := s.fields[0].length
 	outer, ok := netip.AddrFromSlice(e.first[:split])
+	inner := beginning(e.first[split:][:s.fields[1].length], six)
+	if s.interval {
+		var one bool
+		inner, one = prefixBetween(e.first[split:], e.last[split:])
+		ok = ok && one && string(e.first[:split]) == string(e.last[:split])
+	}
 	if !ok {
 		return nil
 	}
-	return backend.Pair{Inner: prefix, Outer: outer}
+	return backend.Pair{Set: name, Inner: inner, Outer: outer}
+}
+
+// beginning is the prefix of all addresses that begin with some bytes.
+func beginning(begin []byte, six bool) netip.Prefix {
+	var b [16]byte
+	copy(b[:], begin)
+	if six {
+		return netip.PrefixFrom(netip.AddrFrom16(b), len(begin)*8)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte(b[:])), len(begin)*8)
 }
 
 func podRowOf(e nftElement) backend.Entry {

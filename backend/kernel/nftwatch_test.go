@@ -74,7 +74,7 @@ func TestWatchKicksForWhatIsDoneToFilters(t *testing.T) {
 		"insert rule inet overlayd guard accept",
 		"flush chain inet overlayd guard",
 		"delete chain bridge overlayd settings",
-		"delete element inet overlayd peers4 { 192.0.2.8 . 0x0a052300-0x0a0523ff }",
+		"delete element inet overlayd subnets4 { 192.0.2.8 . 0x0a0523 }",
 		"add element bridge overlayd ports { veth99 }",
 		"add table inet overlayd { flags dormant; }",
 		"add chain inet mine fw { type filter hook forward priority 0; policy drop; }",

@@ -195,8 +195,8 @@ func elementRequest(kind int, e nftElement) *nl.NetlinkRequest {
 	return req
 }
 
-// concatSet says whether the set of that name in family inet has keys of several parts.
-func concatSet(name string) bool { return name == "peers4" || name == "peers6" }
+// concatSet says whether the set of that name in family inet has intervals in keys of several parts.
+func concatSet(name string) bool { return name == backend.SetPeers+"4" || name == backend.SetPeers+"6" }
 
 // next returns the key after b; false when there is none.
 func next(b []byte) ([]byte, bool) {
