@@ -116,6 +116,7 @@ const (
 	SetOwn     = "own"     // this host's part of it
 	SetExclude = "exclude" // destinations to which pods' packets are not masqueraded
 	SetVTEPs   = "vteps"   // public addresses of peers, for [GuardVTEP]
+	SetOuter   = "outer"   // this host's addresses to which peers send; single ones, a hash
 )
 
 // Member is a prefix in one of the sets named above.
@@ -296,6 +297,13 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 	}
 	for _, prefix := range own.Subnets() {
 		p.rows.Add(Member{SetOwn, prefix})
+	}
+	if h.VXLAN != "" {
+		for _, a := range []netip.Addr{h.Uplink.Addr, own.PublicIP} { // one, unless somebody translates between them
+			if a.Is4() != f.Outer6 {
+				p.rows.Add(Member{SetOuter, netip.PrefixFrom(a, a.BitLen())})
+			}
+		}
 	}
 	for _, prefix := range h.Exclude {
 		p.rows.Add(Member{SetExclude, prefix})

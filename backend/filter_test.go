@@ -96,7 +96,7 @@ const filterOfTwo = "bridge ovl0 vni 1 port 8472 subnets 24/0 outer 4 guard full
 
 // TestPlanOfTheFilter: each knob by itself, on a host with one peer.
 func TestPlanOfTheFilter(t *testing.T) {
-	two, own := three(t), "element inet overlayd own4 { 10.5.34.0/24 }\n"
+	two, own := three(t), "element inet overlayd outer4 { 192.0.2.7/32 }\nelement inet overlayd own4 { 10.5.34.0/24 }\n"
 	two.Leases = two.Leases[:2]
 	const host8 = "element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }\n"
 	const subnet8 = "element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }\n"

@@ -74,6 +74,7 @@ func TestPlanOfThreeHosts(t *testing.T) {
 table inet overlayd for bridge ovl0 vni 1 port 8472 subnets 24/0 outer 4 guard full masquerade yes antispoof yes
 element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }
 element inet overlayd hosts4 { 198.51.100.9 . 198.51.100.9/32 }
+element inet overlayd outer4 { 192.0.2.7/32 }
 element inet overlayd own4 { 10.5.34.0/24 }
 element inet overlayd pool4 { 10.5.0.0/16 }
 element inet overlayd subnets4 { 192.0.2.8 . 10.5.35.0/24 }
@@ -113,6 +114,7 @@ func TestPlanOfADualStackNetwork(t *testing.T) {
 table inet overlayd for bridge ovl0 vni 1 port 8472 subnets 24/64 outer 4 guard full masquerade yes antispoof yes
 element inet overlayd hosts4 { 192.0.2.8 . 192.0.2.8/32 }
 element inet overlayd hosts4 { 192.0.2.9 . 192.0.2.9/32 }
+element inet overlayd outer4 { 192.0.2.7/32 }
 element inet overlayd own4 { 10.5.34.0/24 }
 element inet overlayd own6 { fd00:5:0:22::/64 }
 element inet overlayd pool4 { 10.5.0.0/16 }
@@ -168,6 +170,7 @@ func TestPlanOverAnIPv6Underlay(t *testing.T) {
 	}}
 	checkText(t, backend.Plan(h, s).String(), `table bridge overlayd for bridge ovl0 vni 1 port 8472 subnets 24/0 outer 6 guard full masquerade yes antispoof yes
 table inet overlayd for bridge ovl0 vni 1 port 8472 subnets 24/0 outer 6 guard full masquerade yes antispoof yes
+element inet overlayd outer6 { 2001:db8::7/128 }
 element inet overlayd own4 { 10.5.34.0/24 }
 element inet overlayd pool4 { 10.5.0.0/16 }
 element inet overlayd subnets4 { 2001:db8::8 . 10.5.35.0/24 }
@@ -198,6 +201,7 @@ func TestPlanWithoutABridgeOfOurs(t *testing.T) {
 	s := three(t)
 	s.Leases, s.Config = s.Leases[:1], parse(t, `{"Network": "10.5.0.0/16", "Backend": {"VNI": 7, "Port": 4789, "MTU": 9000}}`)
 	checkText(t, backend.Plan(h, s).String(), `table inet overlayd for bridge none vni 7 port 4789 subnets 24/0 outer 4 guard full masquerade yes antispoof no
+element inet overlayd outer4 { 192.0.2.7/32 }
 element inet overlayd own4 { 10.5.34.0/24 }
 element inet overlayd pool4 { 10.5.0.0/16 }
 overlay.1: <UP> mtu 8950 lladdr 5e:1f:00:00:00:07 vxlan id 7 local 192.0.2.7 dev eth0 dstport 4789 nolearning
@@ -220,6 +224,7 @@ func TestPlanOfIPv6Alone(t *testing.T) {
 	h := host()
 	h.Bridge = ""
 	checkText(t, backend.Plan(h, s).String(), `table inet overlayd for bridge none vni 1 port 8472 subnets 0/64 outer 4 guard full masquerade yes antispoof no
+element inet overlayd outer4 { 192.0.2.7/32 }
 element inet overlayd own6 { fd00:5:0:22::/64 }
 element inet overlayd pool6 { fd00:5::/48 }
 overlay.1: <UP> mtu 1450 lladdr 5e:1f:00:00:00:07 vxlan id 1 local 192.0.2.7 dev eth0 dstport 8472 nolearning

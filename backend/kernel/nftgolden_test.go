@@ -76,7 +76,7 @@ func TestNFTLoadsWhatItPrintsOfAnyFilter(t *testing.T) {
 		prints  string
 	}{
 		{"guard vtep", func(o *kernel.Options) { o.Guard = backend.GuardVTEP }, nil, `ip saddr @vteps4 accept comment "from a host with a lease"`},
-		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil, `@th,96,24 0x1 fib daddr type local notrack`},
+		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil, `@th,96,24 0x1 ip daddr @outer4 notrack`},
 		{"no masquerade, no antispoof", func(o *kernel.Options) { o.Masquerade, o.AntiSpoof = false, false }, nil, `masquerade no antispoof no`},
 		{"no bridge", func(o *kernel.Options) { o.Bridge = "" }, nil, `ip6 saddr @own6 @th,96,24 0x1 counter name "pod_vxlan" drop`},
 		{"no bridge and nothing at all", func(o *kernel.Options) { o.Bridge, o.Guard, o.Masquerade = "", backend.GuardOff, false }, nil, "bridge none"},

@@ -149,10 +149,16 @@ func ofNetwork(f backend.Filter) []expr.Any { return match(vni(), equal(be24(f.V
 
 func vni() expr.Any { return load(expr.PayloadBaseTransportHeader, atVNI, 3, reg1) }
 
-// toUs matches packets to an address of this host.
-func toUs() []expr.Any {
-	local := binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)
-	return match(&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}, equal(local...))
+// toUs matches packets to an address of this host at which VXLAN arrives. Asking the routes costs ten times as much.
+func toUs(f backend.Filter) []expr.Any {
+	return append(nfproto(f.Outer6), address(f.Outer6, false), inSet(backend.SetOuter+outerDigit(f)))
+}
+
+func outerDigit(f backend.Filter) string {
+	if f.Outer6 {
+		return "6"
+	}
+	return "4"
 }
 
 // family is one address family of the network.
@@ -203,7 +209,7 @@ func vxlanChains(f backend.Filter) []nftChain {
 		noVXLANFromPods(&arrived, f)
 	}
 	untracked := match(&expr.Notrack{})
-	arrived.add("outer packets are not tracked", ofNetwork(f), toUs(), untracked)
+	arrived.add("outer packets are not tracked", ofNetwork(f), toUs(f), untracked)
 	before.add("", toPort(f), jump("arrived"))
 	output.add("outer packets are not tracked", toPort(f), ofNetwork(f), untracked)
 	return append(chains, arrived, input, before, output)
@@ -228,11 +234,7 @@ func guardChain(f backend.Filter) nftChain {
 	c.add("no VNI in it", match(load(udp, atFlags, 1, reg1), mask(vxlanHasVNI), differ(vxlanHasVNI)), drop("malformed"))
 	c.add("broadcast or multicast inside", match(load(udp, atInnerMAC, 1, reg1), mask(groupAddress), equal(groupAddress)), drop("not_unicast"))
 	if f.Guard == backend.GuardVTEP {
-		outer := "4"
-		if f.Outer6 {
-			outer = "6"
-		}
-		c.add("from a host with a lease", nfproto(f.Outer6), match(address(f.Outer6, true), inSet(backend.SetVTEPs+outer)), verdict(expr.VerdictAccept))
+		c.add("from a host with a lease", nfproto(f.Outer6), match(address(f.Outer6, true), inSet(backend.SetVTEPs+outerDigit(f))), verdict(expr.VerdictAccept))
 	} else {
 		for _, fam := range familiesOf(f) {
 			for _, s := range pairSetsOf(f, fam.six) {

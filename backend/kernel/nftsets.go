@@ -109,6 +109,7 @@ func setsOf(t backend.Table) []nftSet {
 			nftSet{backend.SetOwn + d, "this host's part of it", []nftField{ip}, true},
 			nftSet{backend.SetExclude + d, "where pods' packets go with their own addresses", []nftField{ip}, true},
 			nftSet{backend.SetVTEPs + d, "hosts with a lease", []nftField{ip}, true},
+			nftSet{backend.SetOuter + d, "where VXLAN arrives", []nftField{ip}, false},
 		)
 		for _, p := range pairSetsOf(t.Filter, six) {
 			fields := []nftField{ipField(t.Filter.Outer6), raw(atInnerSource(six), p.length)}
@@ -239,6 +240,9 @@ func elementOf(e backend.Entry) (nftElement, bool) {
 	switch e := e.(type) {
 	case backend.Member:
 		first, last := interval(e.Prefix)
+		if e.Set == backend.SetOuter {
+			last = nil
+		}
 		return nftElement{family: backend.FamilyInet, set: e.Set + digitOf(e.Prefix.Addr()), first: first, last: last}, true
 	case backend.Pair:
 		outer := e.Outer.AsSlice()
@@ -286,7 +290,11 @@ func wantedRow(s nftSet, e nftElement) backend.Entry {
 	if uint32(len(e.first)) != s.keyLength() || s.interval && len(e.last) != len(e.first) {
 		return nil
 	}
-	if !s.concat() {
+	switch {
+	case s.concat():
+	case !s.interval:
+		return backend.Member{Set: name, Prefix: beginning(e.first, six)}
+	default:
 		if prefix, ok := prefixBetween(e.first, e.last); ok {
 			return backend.Member{Set: name, Prefix: prefix}
 		}
