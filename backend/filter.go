@@ -365,17 +365,30 @@ func (p *planner) pods(own subnet.Lease) {
 			taken[pod.MAC]++
 		}
 	}
+	addrs := byContainer(p.host.Pods)
 	for _, pod := range p.host.Pods {
 		mac := pod.MAC
 		if mac == (subnet.MAC{}) || taken[mac] > 1 {
 			mac = subnet.AddrMAC(pod.Addrs[0])
 		}
 		p.rows.Add(PodPort{pod.Link}, PodMAC{pod.Link, mac})
-		for _, a := range pod.Addrs {
+		for _, a := range append(pod.Addrs[:len(pod.Addrs):len(pod.Addrs)], addrs[pod.container()]...) {
 			p.rows.Add(PodAddr{Set: SetPods, Link: pod.Link, Addr: a, MAC: mac})
 			if !a.Is4() {
 				p.rows.Add(PodAddr{Set: SetTargets, Link: pod.Link, Addr: a, MAC: mac})
 			}
 		}
 	}
+}
+
+// byContainer returns the addresses of each container that has several links. It answers for all of them on any, and sends
+// from any: Linux gives addresses to the host, not to the link (arp_ignore in the kernel's ip-sysctl).
+func byContainer(pods []Pod) map[string][]netip.Addr {
+	all := map[string][]netip.Addr{}
+	for _, pod := range pods {
+		if c := pod.container(); c != "" {
+			all[c] = append(all[c], pod.Addrs...)
+		}
+	}
+	return all
 }

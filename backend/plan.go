@@ -3,6 +3,7 @@ package backend
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/overlayd/overlayd/subnet"
 )
@@ -55,6 +56,13 @@ type Pod struct {
 
 	MAC subnet.MAC // of the pod's end; zero when it cannot be seen
 	MTU int        // of the pod's end in bytes; 0 when it cannot be seen
+}
+
+// container is the ID of the container that the link belongs to; empty while the ADD is under way.
+func (p Pod) container() string {
+	_, rest, _ := strings.Cut(p.Alias, "/")
+	id, _, _ := strings.Cut(rest, "/")
+	return id
 }
 
 // Bytes that VXLAN puts in front of a pod's IP packet (RFC 7348 section 5): outer IPv4 20 or IPv6 40, UDP 8, VXLAN 8 and

@@ -57,6 +57,12 @@ func TestPlanOfPods(t *testing.T) {
 		{"with the MAC that it has", []backend.Pod{pod("veth1", live, "10.5.34.8")}, one(live) + "ports { veth1 }\n"},
 		{"with the MAC that the plugin gives, when it cannot be seen", []backend.Pod{pod("veth1", subnet.MAC{}, "10.5.34.8")}, one(derived) + "ports { veth1 }\n"},
 		{"with its own MAC, when it took the bridge's", []backend.Pod{pod("veth1", bridge, "10.5.34.8")}, one(derived) + "ports { veth1 }\n"},
+		{"one with two links has both addresses on each", []backend.Pod{pod("veth1", live, "10.5.34.8"), {Link: "veth2", MAC: other, Alias: "second/veth1/eth1 ns/pod", Addrs: []netip.Addr{netip.MustParseAddr("10.5.34.9")}}},
+			"macs { veth1 . " + live.String() + " }\nmacs { veth2 . " + other.String() + " }\n" +
+				"pods4 { veth1 . " + live.String() + " . 10.5.34.8 }\npods4 { veth1 . " + live.String() + " . 10.5.34.9 }\n" +
+				"pods4 { veth2 . " + other.String() + " . 10.5.34.8 }\npods4 { veth2 . " + other.String() + " . 10.5.34.9 }\nports { veth1 }\nports { veth2 }\n"},
+		{"two whose ADD is under way have nothing in common", []backend.Pod{{Link: "veth1", MAC: live, Addrs: []netip.Addr{netip.MustParseAddr("10.5.34.8")}}, {Link: "veth2", MAC: other, Addrs: []netip.Addr{netip.MustParseAddr("10.5.34.9")}}},
+			both(one(live), two(other))},
 		{"two with MACs of their own", []backend.Pod{pod("veth1", live, "10.5.34.8"), pod("veth2", other, "10.5.34.9")}, both(one(live), two(other))},
 		{"each with its own MAC, when both have the same", []backend.Pod{pod("veth1", live, "10.5.34.8"), pod("veth2", live, "10.5.34.9")},
 			both(one(derived), two(derived2))},

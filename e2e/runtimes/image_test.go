@@ -100,7 +100,7 @@ func pack(w *tar.Writer, root, path string, d fs.DirEntry) error {
 	if err != nil {
 		return err
 	}
-	defer file.Close() //nolint:errcheck // only read
+	defer file.Close()
 	_, err = io.Copy(w, file)
 	return err
 }
