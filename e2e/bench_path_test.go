@@ -43,8 +43,8 @@ const (
 
 // rounds of the data path bench, and how long one measure takes in each.
 const (
-	rounds   = 7
-	oneRound = 300 * time.Millisecond
+	rounds   = 31
+	oneRound = 100 * time.Millisecond
 )
 
 // BenchmarkDataPath measures throughput, round trips, new connections and processor time a byte on each way, one way after

@@ -74,7 +74,7 @@ func serve(b *testing.B, w way) {
 		all.Wait()
 	})
 	all.Go(func() { echoPackets(packets, stop) })
-	all.Go(func() { accept(echo, func(c *net.TCPConn) { _ = blocking(c, echoBytes) }) })
+	all.Go(func() { accept(echo, func(c *net.TCPConn) { _ = blocking(c, farEnd, echoBytes) }) })
 	all.Go(func() { accept(greet, func(c *net.TCPConn) { _ = c.Close() }) })
 	check(b, lab.Eventually("iperf3 answers", func() error {
 		return w.from.Do(func() error {
@@ -97,22 +97,33 @@ func accept(l *net.TCPListener, each func(*net.TCPConn)) {
 	}
 }
 
-// blocking hands a connection's file descriptor to f on a thread of its own, in blocking mode: what Go's poller costs would
-// hide what the network does.
+// Processors of the two ends: each end has one of its own, as two hosts have, and in all rounds the same.
+const (
+	nearEnd = 0
+	farEnd  = 1
+)
+
+// blocking hands a connection's file descriptor to f on a thread of its own, bound to a processor and in blocking mode: what
+// Go's poller and the kernel's choice of processors cost would hide what the network does.
 func blocking(c interface {
 	File() (*os.File, error)
 	Close() error
-}, f func(fd int) error) error {
+}, end int, f func(fd int) error) error {
 	file, err := c.File()
 	if err = errors.Join(err, c.Close()); err != nil {
 		return err
 	}
 	defer file.Close()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	fd := int(file.Fd())
-	patience := unix.NsecToTimeval(int64(oneRound / 2))
-	return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience), f(fd))
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: a thread that is bound ends with its goroutine
+		var processor unix.CPUSet
+		processor.Set(end % runtime.NumCPU())
+		fd := int(file.Fd())
+		patience := unix.NsecToTimeval(int64(oneRound / 2))
+		done <- errors.Join(unix.SchedSetaffinity(0, &processor), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience), f(fd))
+	}()
+	return <-done
 }
 
 const message = 64 // bytes that go back and forth
@@ -134,7 +145,7 @@ func echoBytes(fd int) error {
 }
 
 func echoPackets(c *net.UDPConn, stop <-chan struct{}) {
-	_ = blocking(c, func(fd int) error {
+	_ = blocking(c, farEnd, func(fd int) error {
 		buf := make([]byte, message)
 		for {
 			n, from, err := unix.Recvfrom(fd, buf, 0)
@@ -180,7 +191,7 @@ func roundTrips(w way, network string) ([]float64, error) {
 		return nil, fmt.Errorf("%s: a connection without a file", network)
 	}
 	var rate float64
-	err = blocking(file, func(fd int) error {
+	err = blocking(file, nearEnd, func(fd int) error {
 		start, count, lost := time.Now(), uint64(0), 0
 		for time.Since(start) < oneRound {
 			count++
@@ -254,7 +265,7 @@ func throughput(w way) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := w.from.Output(nil, "iperf3", "--client", w.at.String(), "--json", "--time", "1") // a second is the least
+	text, err := w.from.Output(nil, "iperf3", "--client", w.at.String(), "--json", "--bytes", "400M", "--affinity", fmt.Sprintf("%d,%d", nearEnd, farEnd%runtime.NumCPU()))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, text)
 	}
