@@ -61,6 +61,9 @@ func installPlugin(dir string) error {
 		return fmt.Errorf("%w: put the plugin beside overlayd", err)
 	}
 	const executable = 0o755
+	if err := os.MkdirAll(dir, executable); err != nil {
+		return err
+	}
 	return replaceFile(filepath.Join(dir, pluginName), text, executable)
 }
 
@@ -68,9 +71,17 @@ func installPlugin(dir string) error {
 // do not notice what is renamed from another (containerd 1.6).
 func replaceFile(path string, text []byte, mode os.FileMode) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
-		return nil
+		return os.Chmod(path, mode)
 	}
-	if err := renameio.WriteFile(path, text, mode, renameio.WithTempDir(filepath.Dir(path))); err != nil {
+	file, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
+	if err != nil {
+		return err
+	}
+	defer file.Cleanup() //nolint:errcheck // nothing to clean up when all went well
+	if _, err := file.Write(text); err != nil {
+		return err
+	}
+	if err := file.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
 	klog.Infof("wrote %s", path)
@@ -90,7 +101,7 @@ func (o *options) writeConflist(ctx context.Context) error {
 	if o.bridge == "" {
 		return errors.New("with --bridge none there is nothing to attach pods to: write the list yourself")
 	}
-	own := plugin{Type: pluginName}
+	own := plugin{Type: pluginName, Capabilities: map[string]bool{"ips": true, "mac": true}}
 	if o.runDir != defaultRunDir {
 		own.NodeFile = filepath.Join(o.runDir, nodeFileName)
 	}
