@@ -6,12 +6,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/subnet"
@@ -45,16 +45,12 @@ const maxAlias = 255 // IFALIASZ - 1
 
 // makeLink makes the pair of devices, the pod's side in the pod at once. The rest of an ADD that was cut off is replaced.
 func (j *job) makeLink() (netlink.Link, error) {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = j.link, j.mtu, j.bridge.Attrs().Index, net.FlagUp
-	attrs.HardwareAddr = net.HardwareAddr{0x0e, j.sum[0], j.sum[1], j.sum[2], j.sum[3], j.sum[4]} // given now, udev leaves it alone
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: j.ifname, PeerMTU: uint32(j.mtu), PeerNamespace: netlink.NsFd(j.pod.file.Fd())}
-	err := j.kernel.LinkAdd(veth)
+	err := j.makeVeth()
 	if errors.Is(err, unix.EEXIST) {
 		if err = j.clear(); err != nil {
 			return nil, err
 		}
-		err = j.kernel.LinkAdd(veth)
+		err = j.makeVeth()
 	}
 	switch {
 	case errors.Is(err, unix.EEXIST):
@@ -65,7 +61,35 @@ func (j *job) makeLink() (netlink.Link, error) {
 	case err != nil:
 		return nil, errors.Join(fmt.Errorf("make %s: %w", j.link, err), j.clear())
 	}
-	return veth, nil
+	l, err := j.kernel.LinkByName(j.link)
+	if err != nil {
+		return nil, fmt.Errorf("look at %s: %w", j.link, errors.Join(err, j.clear()))
+	}
+	return l, nil
+}
+
+// makeVeth makes the pair, the host's side as a port of the bridge and down. The netlink package takes two messages for that.
+func (j *job) makeVeth() error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	mtu := nl.Uint32Attr(uint32(j.mtu))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nl.NewIfInfomsg(unix.AF_UNSPEC).Serialize())
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(j.ifname))
+	peer.AddRtAttr(unix.IFLA_MTU, mtu)
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(j.pod.file.Fd())))
+	for _, part := range []nl.NetlinkRequestData{
+		nl.NewIfInfomsg(unix.AF_UNSPEC),
+		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(j.link)),
+		nl.NewRtAttr(unix.IFLA_ADDRESS, []byte{0x0e, j.sum[0], j.sum[1], j.sum[2], j.sum[3], j.sum[4]}), // given now, udev leaves it alone
+		nl.NewRtAttr(unix.IFLA_MTU, mtu),
+		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(j.bridge.Attrs().Index))),
+		info,
+	} {
+		req.AddData(part)
+	}
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 // clear removes the half of an earlier ADD. One that ended well stays, and is an error.

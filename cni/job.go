@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 
@@ -85,6 +86,9 @@ func (j *job) attach() (_ *current.Result, err error) {
 		mac = subnet.AddrMAC(addrs[0].ip)
 	}
 	routes = append(routes, j.routes(addrs)...)
+	if err := j.raise(host); err != nil {
+		return nil, err
+	}
 	var inner netlink.Link
 	err = j.pod.do(func(h *netlink.Handle) (err error) {
 		inner, err = configure(h, j.ifname, addrs, routes, mac)
@@ -128,6 +132,19 @@ func (j *job) open(host netlink.Link) error {
 		if err := awaitCarrier(j.kernel, l); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// raise sets the host's side up, before the pod's side: the kernel sees a carrier in the order in which it comes, and what the
+// pod then says first must find the port open. A port of a bridge needs no address, and with IPv6 each would cost all others
+// some time: the kernel gives it one, tells the pod and walks all routes.
+func (j *job) raise(host netlink.Link) error {
+	if err := knob("ipv6", j.link, "disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) { // unless the kernel has none
+		return err
+	}
+	if err := j.kernel.LinkSetUp(host); err != nil {
+		return fmt.Errorf("set %s up: %w", j.link, err)
 	}
 	return nil
 }

@@ -116,6 +116,25 @@ func TestNoPodBelievesRouterAdvertisements(t *testing.T) {
 	}
 }
 
+// TestIPv6IsOnlyWhereItIsNeeded: a link that has none does not tell all other pods of itself.
+func TestIPv6IsOnlyWhereItIsNeeded(t *testing.T) {
+	for _, c := range []struct {
+		subnets []string
+		want    string // addresses of eth0
+	}{{[]string{"10.5.1.0/24"}, ""}, {[]string{"10.5.1.0/24", "fd00:5:1::/64"}, "fd00:5:1::"}, {[]string{"fd00:5:1::/64"}, "fd00:5:1::"}} {
+		h, pod := newHost(t, c.subnets...), newSpace(t)
+		h.do(t, h.add("c1", pod))
+		inside, err := pod.Output(nil, needed(t, "ip"), "-6", "addr", "show", "dev", "eth0")
+		must(t, err)
+		if !strings.Contains(inside, c.want) || c.want == "" && inside != "" {
+			t.Errorf("%v: eth0 has %q", c.subnets, inside)
+		}
+		outside, err := h.Output(nil, needed(t, "ip"), "-6", "addr", "show", "dev", linkOf("net", "c1", "eth0"))
+		must(t, err)
+		same(t, "the host's side", outside, "")
+	}
+}
+
 // reaches says whether a first datagram is answered at once.
 func reaches(t *testing.T, from *lab.Netns, to netip.Addr) bool {
 	t.Helper()

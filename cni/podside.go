@@ -73,19 +73,24 @@ func addRoute(h *netlink.Handle, l netlink.Link, r *types.Route) error {
 }
 
 // tune sets the kernel's switches of the pod's side before it goes up: what runtimes do to keep IPv6 away is undone if it has
-// an IPv6 address, router advertisements of other pods are never believed, and a MAC that is set is told to the neighbours.
+// an IPv6 address, and done if it has none, for then the network has none and each pod's link-local messages would only go
+// to all others; router advertisements of other pods are never believed, and a MAC that is set is told to the neighbours.
 func tune(ifname string, v6 bool) error {
-	set := func(family, knob, value string) error {
-		return os.WriteFile("/proc/sys/net/"+family+"/conf/"+ifname+"/"+knob, []byte(value), 0)
-	}
-	err := set("ipv6", "accept_ra", "0")
-	if !v6 && errors.Is(err, fs.ErrNotExist) {
+	err := knob("ipv6", ifname, "accept_ra", "0")
+	switch {
+	case v6:
+		err = errors.Join(err, knob("ipv6", ifname, "disable_ipv6", "0"), knob("ipv6", ifname, "ndisc_notify", "1"))
+	case errors.Is(err, fs.ErrNotExist):
 		err = nil // a kernel without IPv6
+	default:
+		err = errors.Join(err, knob("ipv6", ifname, "disable_ipv6", "1"))
 	}
-	if v6 {
-		err = errors.Join(err, set("ipv6", "disable_ipv6", "0"), set("ipv6", "ndisc_notify", "1"))
-	}
-	return errors.Join(err, set("ipv4", "arp_notify", "1"))
+	return errors.Join(err, knob("ipv4", ifname, "arp_notify", "1"))
+}
+
+// knob sets a kernel's switch of a device in the network namespace of the calling thread.
+func knob(family, device, name, value string) error {
+	return os.WriteFile("/proc/sys/net/"+family+"/conf/"+device+"/"+name, []byte(value), 0)
 }
 
 // announce has the kernel tell the other ports of the bridge where the addresses are now: setting a MAC, be it the same, sends
