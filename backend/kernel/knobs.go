@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"maps"
 	"time"
 )
 
@@ -10,20 +11,19 @@ import (
 const knobsEvery = 400 * time.Millisecond
 
 // WatchKnobs calls kick when a knob that a plan may want has another value than when last looked at, until the context
-// ends, and returns its error. It reads about twenty short files, and sees the network namespace of the calling thread.
-func WatchKnobs(ctx context.Context, o Options, uplink string, kick func()) error {
-	names := knobNames(o, uplink)
-	last := make([]string, len(names))
+// ends, and returns its error. It reads about twenty short files each time, and sees the network namespace of the calling
+// thread. uplink tells the name of the uplink, which may change; empty while there is none.
+func WatchKnobs(ctx context.Context, o Options, uplink func() string, kick func()) error {
+	last := map[string]string{}
 	for {
-		news := false
-		for i, name := range names {
-			value := sysctl(name)
-			news = news || value != last[i]
-			last[i] = value
+		values := map[string]string{}
+		for _, name := range knobNames(o, uplink()) {
+			values[name] = sysctl(name)
 		}
-		if news {
+		if !maps.Equal(values, last) {
 			kick()
 		}
+		last = values
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -205,7 +205,8 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 		return kernel.Watch(ctx, s.witness.near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
 	})
 	s.group.Go(func() error {
-		return kernel.WatchKnobs(ctx, s.options.kernel(config.Backend.VNI), host.Uplink.Name, s.loop.Kick)
+		uplink := func() string { return s.loop.Status().Host.Uplink.Name }
+		return kernel.WatchKnobs(ctx, s.options.kernel(config.Backend.VNI), uplink, s.loop.Kick)
 	})
 	return s.loop, host, nil
 }
