@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/overlayd/overlayd/subnet"
 )
@@ -44,16 +45,28 @@ type Filter struct {
 	Guard      Guard
 	Masquerade bool
 	AntiSpoof  bool
+
+	Untracked4 netip.Prefix // inside it the kernel does not track connections; zero: it does
+	Untracked6 netip.Prefix
 }
 
-// filterForm is what the comment of our rules says of a filter; nft takes 128 bytes of it.
+// filterForm is what the comment of our rules says of a filter but for what is not tracked; nft takes 128 bytes of it.
 const filterForm = "bridge %s vni %d port %d subnets %d/%d outer %s guard %s masquerade %s antispoof %s"
 
 // noBridge stands for no bridge: --bridge none makes that, so no bridge has the name.
 const noBridge = "none"
 
-// String returns the filter as the comment that [ParseFilter] reads.
+// String returns the filter in one line.
 func (f Filter) String() string {
+	text, inside := f.Comments()
+	if inside != "" {
+		text += " untracked " + inside
+	}
+	return text
+}
+
+// Comments returns the filter as the two texts that [ParseFilter] reads. The second is empty when all connections are tracked.
+func (f Filter) Comments() (settings, inside string) {
 	bridge := f.Bridge
 	if bridge == "" {
 		bridge = noBridge
@@ -62,7 +75,23 @@ func (f Filter) String() string {
 	if f.Outer6 {
 		outer = "6"
 	}
-	return fmt.Sprintf(filterForm, bridge, f.VNI, f.Port, f.Bits4, f.Bits6, outer, f.Guard, yesNo(f.Masquerade), yesNo(f.AntiSpoof))
+	var prefixes []string
+	for _, p := range f.Untracked() {
+		prefixes = append(prefixes, p.String())
+	}
+	settings = fmt.Sprintf(filterForm, bridge, f.VNI, f.Port, f.Bits4, f.Bits6, outer, f.Guard, yesNo(f.Masquerade), yesNo(f.AntiSpoof))
+	return settings, strings.Join(prefixes, " ")
+}
+
+// Untracked are the prefixes inside of which connections are not tracked.
+func (f Filter) Untracked() []netip.Prefix {
+	var all []netip.Prefix
+	for _, p := range []netip.Prefix{f.Untracked4, f.Untracked6} {
+		if p.IsValid() {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 func yesNo(yes bool) string {
@@ -74,11 +103,11 @@ func yesNo(yes bool) string {
 
 var errFilter = errors.New("not the comment of overlayd's rules")
 
-// ParseFilter reads what [Filter.String] returned.
-func ParseFilter(text string) (Filter, error) {
+// ParseFilter reads what [Filter.Comments] returned.
+func ParseFilter(settings, inside string) (Filter, error) {
 	var f Filter
 	var outer, masquerade, antispoof string
-	if _, err := fmt.Sscanf(text, filterForm, &f.Bridge, &f.VNI, &f.Port, &f.Bits4, &f.Bits6, &outer, &f.Guard, &masquerade, &antispoof); err != nil {
+	if _, err := fmt.Sscanf(settings, filterForm, &f.Bridge, &f.VNI, &f.Port, &f.Bits4, &f.Bits6, &outer, &f.Guard, &masquerade, &antispoof); err != nil {
 		return Filter{}, errFilter
 	}
 	if f.Bridge == noBridge {
@@ -86,7 +115,17 @@ func ParseFilter(text string) (Filter, error) {
 	}
 	f.Outer6 = outer == "6"
 	f.Masquerade, f.AntiSpoof = masquerade == "yes", antispoof == "yes"
-	if f.String() != text {
+	for _, word := range strings.Fields(inside) {
+		switch p, err := netip.ParsePrefix(word); {
+		case err != nil:
+			return Filter{}, errFilter
+		case p.Addr().Is4():
+			f.Untracked4 = p
+		default:
+			f.Untracked6 = p
+		}
+	}
+	if a, b := f.Comments(); a != settings || b != inside {
 		return Filter{}, errFilter
 	}
 	return f, nil
@@ -291,6 +330,11 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 	if h.VXLAN == "" { // nothing of VXLAN to be filtered
 		f.VNI, f.Port = 0, 0
 	}
+	// Masquerading makes the kernel track every connection, at a price and in a table of limited size. Nobody needs that of
+	// those inside the network, unless there are rules of others: a service's address is translated back by it.
+	if f.Masquerade && h.Alone {
+		f.Untracked4, f.Untracked6 = p.config.IPv4.Network, p.config.IPv6.Network
+	}
 	p.rows.Add(Table{Family: FamilyInet, Filter: f})
 	for _, pool := range p.config.Pools() {
 		p.rows.Add(Member{SetPool, pool.Network})
@@ -314,7 +358,9 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 		}
 	}
 	if f.AntiSpoof {
-		p.rows.Add(Table{Family: FamilyBridge, Filter: f})
+		frames := f
+		frames.Untracked4, frames.Untracked6 = netip.Prefix{}, netip.Prefix{} // there are no connections yet
+		p.rows.Add(Table{Family: FamilyBridge, Filter: frames})
 		p.pods(own)
 	}
 	for _, c := range h.Drops {

@@ -15,25 +15,35 @@ import (
 
 // drawFilter makes any filter that a plan can want: the names are what --bridge takes.
 func drawFilter(t *rapid.T) backend.Filter {
-	return backend.Filter{
+	f := backend.Filter{
 		Bridge: rapid.OneOf(rapid.Just(""), rapid.StringMatching(`[!-$&-.0-9;-~]{1,15}`)).Draw(t, "bridge"),
 		VNI:    rapid.Uint32Range(0, 1<<24-1).Draw(t, "VNI"), Port: rapid.Uint16().Draw(t, "port"),
 		Bits4: rapid.IntRange(0, 31).Draw(t, "bits4"), Bits6: rapid.IntRange(0, 126).Draw(t, "bits6"), Outer6: rapid.Bool().Draw(t, "outer6"),
 		Guard:      rapid.SampledFrom([]backend.Guard{backend.GuardFull, backend.GuardVTEP, backend.GuardOff}).Draw(t, "guard"),
 		Masquerade: rapid.Bool().Draw(t, "masquerade"), AntiSpoof: rapid.Bool().Draw(t, "antispoof"),
 	}
+	if rapid.Bool().Draw(t, "untracked4") {
+		f.Untracked4 = netip.PrefixFrom(netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "pool4"))), rapid.IntRange(0, 32).Draw(t, "length4"))
+	}
+	if rapid.Bool().Draw(t, "untracked6") {
+		a := netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "pool6")))
+		if !a.Is4In6() { // which no pool is
+			f.Untracked6 = netip.PrefixFrom(a, rapid.IntRange(0, 128).Draw(t, "length6"))
+		}
+	}
+	return f
 }
 
 // nft takes comments of 128 bytes with the zero at their end (NFTNL_UDATA_COMMENT_MAXLEN).
 func TestAFilterIsReadFromItsComment(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := drawFilter(t)
-		text := want.String()
-		if len(text) >= 128 {
-			t.Fatalf("%d bytes: %s", len(text), text)
+		settings, inside := want.Comments()
+		if len(settings) >= 128 || len(inside) >= 128 {
+			t.Fatalf("%d and %d bytes: %s, %s", len(settings), len(inside), settings, inside)
 		}
-		if got, err := backend.ParseFilter(text); err != nil || got != want {
-			t.Fatalf("%s\n got %+v (%v)\nwant %+v", text, got, err, want)
+		if got, err := backend.ParseFilter(settings, inside); err != nil || got != want {
+			t.Fatalf("%s\n got %+v (%v)\nwant %+v", want, got, err, want)
 		}
 	})
 }
@@ -41,7 +51,7 @@ func TestAFilterIsReadFromItsComment(t *testing.T) {
 func TestAnyBridgeThatTheFlagTakesIsRead(t *testing.T) {
 	for _, name := range []string{"", "-", "--", "4", "guard", `"`, "br-0.1@x"} {
 		want := backend.Filter{Bridge: name, Bits4: 24, Guard: backend.GuardOff}
-		if got, err := backend.ParseFilter(want.String()); err != nil || got != want {
+		if got, err := backend.ParseFilter(want.Comments()); err != nil || got != want {
 			t.Errorf("bridge %q is read as %q (%v)", name, got.Bridge, err)
 		}
 	}
@@ -56,7 +66,7 @@ func TestTheLongestFilterFitsAComment(t *testing.T) {
 
 func TestAFilterIsReadFromNoOtherText(t *testing.T) {
 	const good = "bridge ovl0 vni 1 port 8472 subnets 24/64 outer 4 guard full masquerade yes antispoof yes"
-	if _, err := backend.ParseFilter(good); err != nil {
+	if _, err := backend.ParseFilter(good, ""); err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range []string{
@@ -66,15 +76,20 @@ func TestAFilterIsReadFromNoOtherText(t *testing.T) {
 		strings.Replace(good, "outer 4", "outer 5", 1), strings.Replace(good, "masquerade yes", "masquerade maybe", 1), strings.Replace(good, " ", "  ", 1),
 		strings.Replace(good, "ovl0", "", 1), strings.Replace(good, " port", "\nport", 1),
 	} {
-		if f, err := backend.ParseFilter(text); err == nil || f != (backend.Filter{}) {
+		if f, err := backend.ParseFilter(text, ""); err == nil || f != (backend.Filter{}) {
 			t.Errorf("%q is read as %+v (%v)", text, f, err)
 		}
 	}
+	for _, inside := range []string{" ", "10.5.0.0", "10.5.0.0/16 ", "10.5.0.0/16 10.6.0.0/16", "fd00:5::/48 10.5.0.0/16", "10.5.0.0/016"} {
+		if f, err := backend.ParseFilter(good, inside); err == nil || f != (backend.Filter{}) {
+			t.Errorf("untracked %q is read as %+v (%v)", inside, f, err)
+		}
+	}
 	rapid.Check(t, func(t *rapid.T) {
-		text := drawFilter(t).String()
+		text, _ := drawFilter(t).Comments()
 		at := rapid.IntRange(0, len(text)-1).Draw(t, "at")
 		bent := text[:at] + rapid.StringMatching(`[ -~]`).Draw(t, "byte") + text[at+1:]
-		if f, err := backend.ParseFilter(bent); err == nil && f.String() != bent {
+		if f, err := backend.ParseFilter(bent, ""); err == nil && f.String() != bent {
 			t.Fatalf("%q is read as %q", bent, f)
 		}
 	})
@@ -128,6 +143,10 @@ func TestPlanOfTheFilter(t *testing.T) {
 		{"what covers the host's own is nobody's source", func(h *backend.Host, _ *subnet.Snapshot) {
 			h.Connected = append(h.Connected, netip.MustParsePrefix("10.5.35.128/25"))
 		}, table("", "") + host8 + own + pool},
+		{"nobody else has rules", func(h *backend.Host, _ *subnet.Snapshot) { h.Alone = true },
+			strings.TrimSuffix(table("", ""), "\n") + " untracked 10.5.0.0/16\n" + host8 + own + pool + subnet8},
+		{"nobody else has rules, and no masquerade", func(h *backend.Host, _ *subnet.Snapshot) { h.Alone, h.Masquerade = true, false },
+			table("masquerade yes", "masquerade no") + host8 + own + pool + subnet8},
 		{"another VNI and port", func(_ *backend.Host, s *subnet.Snapshot) { s.Config.Backend.VNI, s.Config.Backend.Port = 7, 4789 },
 			table("vni 1 port 8472", "vni 7 port 4789") + host8 + own + pool + subnet8},
 	} {

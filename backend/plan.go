@@ -25,6 +25,7 @@ type Host struct {
 	Exclude    []netip.Prefix // except to these
 	AntiSpoof  bool
 
+	Alone   bool              // nobody else has rules for packets here
 	Drops   []Chain           // of others, at the forward hook
 	Dropped map[string]uint64 // packets that our rules dropped, by reason
 	PathMTU []PathMTU         // that the kernel has learned

@@ -123,9 +123,10 @@ func TestIptablesOfBothFamilies(t *testing.T) {
 // next reload of what the admin has on disk.
 func TestAHandMadeChainThatDropsIsNamed(t *testing.T) {
 	k, network := open(t), backendtest.Network(t)
-	pass(t, k, network)
 	t.Cleanup(func() { nft(t, "add table inet mine; delete table inet mine") })
 	const chain = "table inet mine { chain fw { type filter hook forward priority 5; policy drop; %s }; }"
+	nft(t, fmt.Sprintf(chain, ""))
+	pass(t, k, network)
 	drops := []backend.Chain{{Family: "inet", Table: "mine", Name: "fw"}}
 	for _, c := range []struct {
 		claim, rules string
@@ -160,6 +161,47 @@ func TestAHandMadeChainThatDropsIsNamed(t *testing.T) {
 		nft(t, "add table inet mine; delete table inet mine; "+harmless)
 		if h, _, err := k.Read(); err != nil || len(h.Drops) > 0 {
 			t.Errorf("%s: %v (%v), want none named", harmless, h.Drops, err)
+		}
+	}
+}
+
+// TestConnectionsInsideTheNetworkAreTrackedForOthersRules: a service's address, say, is translated back by them. Where nobody
+// else has rules that all packets pass, nobody needs it.
+func TestConnectionsInsideTheNetworkAreTrackedForOthersRules(t *testing.T) {
+	k, network := open(t), backendtest.Network(t)
+	pass(t, k, network)
+	t.Cleanup(func() {
+		nft(t, "add table inet mine; delete table inet mine; add table bridge mine; delete table bridge mine; add table ip nat; delete table ip nat")
+	})
+	for _, c := range []struct {
+		claim   string
+		do      func()
+		tracked bool
+	}{
+		{"nobody", func() {}, false},
+		{"a table without chains", func() { nft(t, "add table inet mine { set s { type ipv4_addr; }; }") }, false},
+		{"a chain that no packet passes", func() { nft(t, "add chain inet mine c; add rule inet mine c ct state new drop") }, false},
+		{"a chain that all packets pass", func() { nft(t, "add chain inet mine in { type filter hook input priority 0; }") }, true},
+		{"gone again", func() { nft(t, "delete chain inet mine in") }, false},
+		{"in another family", func() { nft(t, "add table bridge mine { chain c { type filter hook forward priority 0; }; }") }, true},
+		{"gone again", func() { nft(t, "delete table bridge mine") }, false},
+		{"a service's address", func() { iptables(t, "-t nat -A PREROUTING -d 203.0.113.80 -j DNAT --to 10.5.35.9") }, true},
+		{"the service is gone, the chains are not", func() { iptables(t, "-t nat -F PREROUTING") }, true},
+		{"all is gone", func() { nft(t, "delete table ip nat") }, false},
+	} {
+		c.do()
+		made := pass(t, k, network)
+		_, have, err := k.Read()
+		must(t, err)
+		for _, e := range have.Entries() {
+			if table, ok := e.(backend.Table); ok && table.Family == backend.FamilyInet {
+				if got := len(table.Filter.Untracked()) == 0; got != c.tracked {
+					t.Errorf("%s: tracked %t, want %t", c.claim, got, c.tracked)
+				}
+			}
+		}
+		if len(made) > 1 {
+			t.Errorf("%s: more than the table is changed:\n%s", c.claim, lines(made))
 		}
 	}
 }

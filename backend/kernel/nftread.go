@@ -50,6 +50,16 @@ type tableState struct {
 // dormant says whether its chains see no packets.
 func (t tableState) dormant() bool { return t.flags&unix.NFT_TABLE_F_DORMANT != 0 }
 
+// comment returns what a chain says of itself; false without that chain.
+func (t tableState) comment(chain string) (string, bool) {
+	for _, c := range t.chains {
+		if c.name == chain {
+			return c.comment, true
+		}
+	}
+	return "", false
+}
+
 // nftDump calls each with the attributes of every answer about the table of a family; an empty table is all of them.
 func (k *Kernel) nftDump(kind int, family uint8, table, set string, each func(family uint8, attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0)
@@ -245,11 +255,12 @@ func (k *Kernel) readTables(s backend.State) error {
 
 // judge says for what our table was made, and in what it differs from what that would make.
 func (k *Kernel) judge(family string, t tableState) (backend.Filter, string, error) {
-	i := slices.IndexFunc(t.chains, func(c chainState) bool { return c.name == settingsChain })
-	if i < 0 {
+	settings, ok := t.comment(settingsChain)
+	if !ok {
 		return backend.Filter{}, "its chain " + settingsChain + " is missing", nil
 	}
-	f, err := backend.ParseFilter(t.chains[i].comment)
+	inside, _ := t.comment(untrackedChain)
+	f, err := backend.ParseFilter(settings, inside)
 	if err != nil {
 		return f, "its chain " + settingsChain + " says nothing", nil //nolint:nilerr // that is the finding
 	}

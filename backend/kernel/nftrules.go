@@ -184,11 +184,32 @@ func familiesOf(f backend.Filter) []family {
 
 func first16(b ...byte) []byte { return append(b, make([]byte, 16-len(b))...) }
 
-// inetChains are the chains of the table of family inet.
+// inetChains are the chains of the table of family inet. Those at hooks that all packets pass look at the port alone, and
+// at the addresses where connections inside the network are not tracked.
 func inetChains(f backend.Filter) []nftChain {
-	chains := []nftChain{{name: settingsChain, comment: f.String()}}
+	settings, _ := f.Comments()
+	chains := []nftChain{{name: settingsChain, comment: settings}}
+	input := nftChain{name: "input", comment: "VXLAN of this network passes the guard", kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: rawPriority}
+	before := nftChain{name: "prerouting", comment: "what comes in", kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: rawPriority}
+	output := nftChain{name: "output", comment: "what this host sends", kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: rawPriority}
 	if f.Port != 0 {
-		chains = append(chains, vxlanChains(f)...)
+		if f.Guard != backend.GuardOff {
+			chains = append(chains, guardChain(f))
+			input.add("", toPort(f), jump("guard"))
+		}
+		chains = append(chains, arrivedChain(f))
+		before.add("", toPort(f), jump("arrived"))
+		output.add("outer packets are not tracked", toPort(f), ofNetwork(f), match(&expr.Notrack{}))
+	}
+	if len(f.Untracked()) > 0 {
+		chains = append(chains, untracked(f))
+		before.add("", jump(untrackedChain))
+		output.add("", jump(untrackedChain))
+	}
+	for _, c := range []nftChain{input, before, output} {
+		if len(c.rules) > 0 {
+			chains = append(chains, c)
+		}
 	}
 	if f.Masquerade {
 		chains = append(chains, masqueradeChain(f))
@@ -196,23 +217,46 @@ func inetChains(f backend.Filter) []nftChain {
 	return chains
 }
 
-// vxlanChains are the chains for outer packets. Each base chain looks at the port alone.
-func vxlanChains(f backend.Filter) []nftChain {
-	input := nftChain{name: "input", comment: "VXLAN of this network passes the guard", kind: "filter", hook: unix.NF_INET_LOCAL_IN, priority: rawPriority}
-	before := nftChain{name: "prerouting", comment: "what comes in", kind: "filter", hook: unix.NF_INET_PRE_ROUTING, priority: rawPriority}
-	output := nftChain{name: "output", comment: "what this host sends", kind: "filter", hook: unix.NF_INET_LOCAL_OUT, priority: rawPriority}
-	arrived := nftChain{name: "arrived", comment: "VXLAN, from whom it may come and to whom it goes"}
-	var chains []nftChain
-	if f.Guard != backend.GuardOff {
-		chains = append(chains, guardChain(f))
-		input.add("", toPort(f), jump("guard"))
-		noVXLANFromPods(&arrived, f)
+// untrackedChain keeps connections inside the network from being tracked. Its comment says which.
+const untrackedChain = "untracked"
+
+func untracked(f backend.Filter) nftChain {
+	_, inside := f.Comments()
+	c := nftChain{name: untrackedChain, comment: inside}
+	for _, p := range f.Untracked() {
+		c.add("inside the network: nobody else has rules", nfproto(!p.Addr().Is4()), within(p, true), within(p, false), match(&expr.Notrack{}))
 	}
-	untracked := match(&expr.Notrack{})
-	arrived.add("outer packets are not tracked", ofNetwork(f), toUs(f), untracked)
-	before.add("", toPort(f), jump("arrived"))
-	output.add("outer packets are not tracked", toPort(f), ofNetwork(f), untracked)
-	return append(chains, arrived, input, before, output)
+	return c
+}
+
+// within matches packets whose source or destination is in the prefix, in nft's own words: a prefix of whole bytes is a
+// shorter field.
+func within(p netip.Prefix, source bool) []expr.Any {
+	first, _ := interval(p)
+	field, ok := address(!p.Addr().Is4(), source).(*expr.Payload)
+	if !ok {
+		return nil
+	}
+	whole, rest := p.Bits()/8, p.Bits()%8
+	if rest == 0 {
+		field.Len = uint32(whole)
+		return match(field, equal(first[:whole]...))
+	}
+	bits := make([]byte, len(first))
+	for i := range p.Bits() {
+		bits[i/8] |= 0x80 >> (i % 8)
+	}
+	return match(field, mask(bits...), equal(first...))
+}
+
+// arrivedChain is for outer packets that come in.
+func arrivedChain(f backend.Filter) nftChain {
+	c := nftChain{name: "arrived", comment: "VXLAN, from whom it may come and to whom it goes"}
+	if f.Guard != backend.GuardOff {
+		noVXLANFromPods(&c, f)
+	}
+	c.add("outer packets are not tracked", ofNetwork(f), toUs(f), match(&expr.Notrack{}))
+	return c
 }
 
 // noVXLANFromPods keeps pods from posing as hosts, also behind the masquerade of this one.
@@ -348,7 +392,8 @@ func bridgeChains(f backend.Filter) []nftChain {
 		c.add("the network has no IPv6", ether(unix.ETH_P_IPV6), verdict(expr.VerdictDrop))
 	}
 	c.add("anything else", drop("spoofed"))
-	return []nftChain{{name: settingsChain, comment: f.String()}, c}
+	settings, _ := f.Comments()
+	return []nftChain{{name: settingsChain, comment: settings}, c}
 }
 
 // settingsChain holds no rule: its comment says what the table was made for.
