@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -26,9 +25,6 @@ import (
 // runDaemon keeps this host in the network until the context ends. What it made in the kernel stays: pods go on talking
 // while it restarts.
 func runDaemon(ctx context.Context, o *options, _ []string, _ io.Writer) error {
-	// A pass makes much garbage in a moment and then there is none for half a minute: collecting early costs little time
-	// and saves a third of the memory in a network of thousands.
-	debug.SetGCPercent(gcPercent)
 	for _, dir := range []string{o.runDir, o.stateDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make a directory: %w", err)
@@ -58,8 +54,6 @@ func runDaemon(ctx context.Context, o *options, _ []string, _ io.Writer) error {
 	}
 	return err
 }
-
-const gcPercent = 40
 
 // look reads the machine once.
 func look(o kernel.Options) (backend.Host, error) {
