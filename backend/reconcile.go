@@ -210,7 +210,7 @@ func (r *Reconciler) pass(want subnet.Snapshot) Pass {
 // device's.
 func (r *Reconciler) repairs(done []Change) (repairs []Change, planned bool) {
 	for _, c := range done {
-		if r.foreign(c) {
+		if r.held != nil && r.foreign(c) {
 			repairs = append(repairs, c)
 		} else if _, device := c.Row().(VXLAN); device {
 			planned = true
@@ -223,7 +223,7 @@ func (r *Reconciler) repairs(done []Change) (repairs []Change, planned bool) {
 func (r *Reconciler) foreign(c Change) bool {
 	row := r.held[c.Row().key()]
 	if c.New == nil {
-		return r.held != nil && row == nil
+		return row == nil
 	}
 	return row == c.New
 }
@@ -232,6 +232,7 @@ var errNotKept = errors.New("the kernel takes it and does not keep it: something
 
 // apply makes the changes and returns those that were made, and faults for the others.
 func apply(k Kernel, changes []Change) (done []Change, failed []Fault) {
+	done = make([]Change, 0, len(changes))
 	for i, err := range k.Apply(changes) {
 		if err != nil {
 			failed = append(failed, Fault{Change: changes[i].String(), Why: err.Error()})

@@ -183,6 +183,9 @@ func (s State) kept(want State) int {
 
 // missing returns the changes that make or alter what is wanted, not in order, and how many of the keys are there.
 func missing(want, have State) (makes []Change, found int) {
+	if n := len(want) - len(have); n > 0 {
+		makes = make([]Change, 0, n)
+	}
 	for key, w := range want {
 		h, there := have[key]
 		if there {

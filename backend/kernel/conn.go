@@ -184,7 +184,7 @@ func (c *conn) batch(reqs []*nl.NetlinkRequest) []error {
 }
 
 func (c *conn) send(reqs []*nl.NetlinkRequest, errs []error) error {
-	var out []byte
+	out := make(attrs, 0, usualBody*len(reqs))
 	var final uint32
 	place := make(map[uint32]int, len(reqs))
 	for i, req := range reqs {
@@ -200,9 +200,7 @@ func (c *conn) send(reqs []*nl.NetlinkRequest, errs []error) error {
 		if req.Seq == final {
 			req.Flags |= unix.NLM_F_ACK
 		}
-		text := req.Serialize()
-		out = append(out, text...)
-		out = append(out, make([]byte, align(len(text))-len(text))...)
+		out = append(out, req.Serialize()...).pad()
 	}
 	if len(out) == 0 {
 		return nil
@@ -241,13 +239,12 @@ func (c *conn) transaction(reqs []*nl.NetlinkRequest) error {
 	begin, end := mark(unix.NFNL_MSG_BATCH_BEGIN), mark(unix.NFNL_MSG_BATCH_END)
 	reqs[len(reqs)-1].Flags |= unix.NLM_F_ACK
 	final := reqs[len(reqs)-1].Seq
-	ours := map[uint32]bool{begin.Seq: true, end.Seq: true}
-	out := begin.Serialize()
+	ours := make(map[uint32]bool, len(reqs)+2)
+	ours[begin.Seq], ours[end.Seq] = true, true
+	out := append(make(attrs, 0, usualBody*(len(reqs)+2)), begin.Serialize()...)
 	for _, req := range reqs {
 		ours[req.Seq] = true
-		text := req.Serialize()
-		out = append(out, text...)
-		out = append(out, make([]byte, align(len(text))-len(text))...)
+		out = append(out, req.Serialize()...).pad()
 	}
 	out = append(out, end.Serialize()...)
 	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {

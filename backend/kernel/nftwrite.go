@@ -165,34 +165,38 @@ func counterRequest(family string, c nftCounter, value counted) *nl.NetlinkReque
 
 // elementRequest adds or removes an element.
 func elementRequest(kind int, e nftElement) *nl.NetlinkRequest {
-	const keyEnd = 10 // NFTA_SET_ELEM_KEY_END
-	key := func(kind int, b []byte) *nl.RtAttr {
-		return nested(kind, nl.NewRtAttr(unix.NFTA_DATA_VALUE, b))
-	}
-	req := nftRequest(kind, ensure, e.family, backend.TableName)
-	req.AddData(text(unix.NFTA_SET_ELEM_LIST_SET, e.set))
-	first := nested(unix.NFTA_LIST_ELEM)
+	const keyEnd, everything = 10, 2 // NFTA_SET_ELEM_KEY_END, NFT_SET_ELEM_CATCHALL
+	b := append(newAttrs(), nfgenmsg{family: familyNumber(e.family)}.Serialize()...)
+	b = b.text(unix.NFTA_TABLE_NAME, backend.TableName).text(unix.NFTA_SET_ELEM_LIST_SET, e.set)
+	b, list := b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+	b, first := b.nest(unix.NFTA_LIST_ELEM)
 	if e.first == nil {
-		const everything = 2 // NFT_SET_ELEM_CATCHALL
-		first.AddChild(number(unix.NFTA_SET_ELEM_FLAGS, everything))
+		b = b.network(unix.NFTA_SET_ELEM_FLAGS, everything)
 	} else {
-		first.AddChild(key(unix.NFTA_SET_ELEM_KEY, e.first))
+		b = b.key(unix.NFTA_SET_ELEM_KEY, e.first)
 	}
 	if e.comment != "" {
-		first.AddChild(nl.NewRtAttr(unix.NFTA_SET_ELEM_USERDATA, comment(e.comment)))
+		b = b.add(unix.NFTA_SET_ELEM_USERDATA, comment(e.comment))
 	}
-	list := nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, first)
-	switch {
-	case e.last == nil:
-	case concatSet(e.set):
-		first.AddChild(key(keyEnd, e.last))
-	default: // an interval is two elements: where it begins, and where it has ended; an end alone would overlap the one before
-		if end, ok := next(e.last); ok {
-			list.AddChild(nested(unix.NFTA_LIST_ELEM, number(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END), key(unix.NFTA_SET_ELEM_KEY, end)))
+	concat := concatSet(e.set)
+	if e.last != nil && concat {
+		b = b.key(keyEnd, e.last)
+	}
+	b = b.end(first)
+	if e.last != nil && !concat { // an interval is two elements: where it begins, and where it has ended; an end alone would overlap the one before
+		if after, ok := next(e.last); ok {
+			var end int
+			b, end = b.nest(unix.NFTA_LIST_ELEM)
+			b = b.network(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END).key(unix.NFTA_SET_ELEM_KEY, after).end(end)
 		}
 	}
-	req.AddData(list)
-	return req
+	return b.end(list).request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, ensure)
+}
+
+// key appends a key of an element.
+func (b attrs) key(kind int, key []byte) attrs {
+	b, at := b.nest(kind)
+	return b.add(unix.NFTA_DATA_VALUE, key).end(at)
 }
 
 // concatSet says whether the set of that name in family inet has intervals in keys of several parts.

@@ -233,36 +233,33 @@ func neighbourRequest(c backend.Change, dev string, index func(string) (int, err
 	if err != nil {
 		return nil, err
 	}
-	// Whatever else says something about this address on our own device is in the way: replace it.
-	req := nl.NewNetlinkRequest(unix.RTM_NEWNEIGH, replace)
-	if c.New == nil {
-		req = nl.NewNetlinkRequest(unix.RTM_DELNEIGH, 0)
-	}
-	req.AddData(&netlink.Ndmsg{Family: family, Index: uint32(i), State: unix.NUD_PERMANENT, Flags: flags})
+	b := append(newAttrs(), family, 0, 0, 0) // struct ndmsg (linux/neighbour.h)
+	b = binary.NativeEndian.AppendUint32(b, uint32(i))
+	b = binary.NativeEndian.AppendUint16(b, unix.NUD_PERMANENT)
+	b = append(b, flags, 0)
 	if dst.IsValid() {
-		req.AddData(nl.NewRtAttr(unix.NDA_DST, dst.AsSlice()))
+		b = b.add(unix.NDA_DST, dst.AsSlice())
 	}
-	req.AddData(nl.NewRtAttr(unix.NDA_LLADDR, mac[:]))
-	return req, nil
+	b = b.add(unix.NDA_LLADDR, mac[:])
+	if c.New == nil {
+		return b.request(unix.RTM_DELNEIGH, 0), nil
+	}
+	// Whatever else says something about this address on our own device is in the way: replace it.
+	return b.request(unix.RTM_NEWNEIGH, replace), nil
 }
 
 func nexthopRequest(c backend.Change, n backend.Nexthop, flags int, index func(string) (int, error)) (*nl.NetlinkRequest, error) {
 	if c.New == nil {
-		req := nl.NewNetlinkRequest(unix.RTM_DELNEXTHOP, 0)
-		req.AddData(nexthopMessage{})
-		req.AddData(nl.NewRtAttr(unix.NHA_ID, nl.Uint32Attr(n.ID)))
-		return req, nil
+		b := append(newAttrs(), nexthopMessage{}.Serialize()...)
+		return b.host(unix.NHA_ID, n.ID).request(unix.RTM_DELNEXTHOP, 0), nil
 	}
 	i, err := index(n.Dev)
 	if err != nil {
 		return nil, err
 	}
-	req := nl.NewNetlinkRequest(unix.RTM_NEWNEXTHOP, flags)
-	req.AddData(nexthopMessage{family: familyOf(n.Via), protocol: backend.Protocol, flags: unix.RTNH_F_ONLINK})
-	req.AddData(nl.NewRtAttr(unix.NHA_ID, nl.Uint32Attr(n.ID)))
-	req.AddData(nl.NewRtAttr(unix.NHA_OIF, nl.Uint32Attr(uint32(i))))
-	req.AddData(nl.NewRtAttr(unix.NHA_GATEWAY, n.Via.AsSlice()))
-	return req, nil
+	b := append(newAttrs(), nexthopMessage{family: familyOf(n.Via), protocol: backend.Protocol, flags: unix.RTNH_F_ONLINK}.Serialize()...)
+	b = b.host(unix.NHA_ID, n.ID).host(unix.NHA_OIF, uint32(i)).add(unix.NHA_GATEWAY, n.Via.AsSlice())
+	return b.request(unix.RTM_NEWNEXTHOP, flags), nil
 }
 
 func routeRequest(c backend.Change, r backend.Route, flags int, index func(string) (int, error)) (*nl.NetlinkRequest, error) {
@@ -274,29 +271,25 @@ func routeRequest(c backend.Change, r backend.Route, flags int, index func(strin
 		Family: familyOf(r.Dst.Addr()), Dst_len: uint8(r.Dst.Bits()), Table: unix.RT_TABLE_MAIN,
 		Protocol: backend.Protocol, Type: unix.RTN_UNICAST, Scope: unix.RT_SCOPE_UNIVERSE,
 	}
-	attrs := []*nl.RtAttr{nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice())}
-	if r.Metric != 0 {
-		attrs = append(attrs, nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.Metric)))
-	}
+	var to attrs
 	switch {
 	case c.New == nil: // destination, metric and protocol say enough
 		m.Type, m.Scope = unix.RTN_UNSPEC, unix.RT_SCOPE_NOWHERE
 	case !r.Via.IsValid():
 		m.Type = unix.RTN_UNREACHABLE
 	case r.NHID != 0:
-		attrs = append(attrs, nl.NewRtAttr(rtaNHID, nl.Uint32Attr(r.NHID)))
+		to = to.host(rtaNHID, r.NHID)
 	default:
 		i, err := index(r.Dev)
 		if err != nil {
 			return nil, err
 		}
 		m.Flags = unix.RTNH_F_ONLINK
-		attrs = append(attrs, nl.NewRtAttr(unix.RTA_GATEWAY, r.Via.AsSlice()), nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(i))))
+		to = to.add(unix.RTA_GATEWAY, r.Via.AsSlice()).host(unix.RTA_OIF, uint32(i))
 	}
-	req := nl.NewNetlinkRequest(kind, flags)
-	req.AddData(&nl.RtMsg{RtMsg: m})
-	for _, a := range attrs {
-		req.AddData(a)
+	b := append(newAttrs(), (&nl.RtMsg{RtMsg: m}).Serialize()...).add(unix.RTA_DST, r.Dst.Addr().AsSlice())
+	if r.Metric != 0 {
+		b = b.host(unix.RTA_PRIORITY, r.Metric)
 	}
-	return req, nil
+	return append(b, to...).request(kind, flags), nil
 }
