@@ -110,7 +110,11 @@ func reexec(attr *syscall.SysProcAttr) (int, error) {
 		}
 	}()
 	var exit *exec.ExitError
-	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+	err := cmd.Wait()
+	if err := sweep(cmd.Process); err != nil {
+		return 0, err
+	}
+	if err != nil && !errors.As(err, &exit) {
 		return 0, err
 	}
 	if code := cmd.ProcessState.ExitCode(); code >= 0 {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +69,7 @@ func newMachine(t *testing.T, h *lab.Host) *machine {
 	dir, err := os.MkdirTemp(lab.TempDir, "")
 	check(t, err)
 	// Cgroups are the machine's own: the name tells a reader there who made them.
-	m := &machine{Host: h, dir: dir, cgroup: fmt.Sprintf("/overlayd-lab-%s-%s", lab.Pid(), h.Name)}
+	m := &machine{Host: h, dir: dir, cgroup: lab.Cgroup(h.Name)}
 	check(t, errors.Join(os.Mkdir(m.file("bin"), 0o755), os.Mkdir(m.file("net.d"), 0o755)))
 	for _, name := range []string{"loopback", "portmap", "bandwidth"} {
 		check(t, os.Symlink(filepath.Join(debian, name), m.file("bin/"+name)))
@@ -186,42 +185,9 @@ func (m *machine) end(t *testing.T) {
 	if m.server != nil {
 		<-m.server.ended
 	}
-	err := lab.Eventually("the cgroups are gone", func() error {
-		dirs, err := m.cgroups()
-		for _, dir := range slices.Backward(dirs) { // inner ones first
-			err = errors.Join(err, unix.Rmdir(dir))
-		}
-		return err
-	})
-	if err := errors.Join(err, os.RemoveAll(m.dir)); err != nil {
+	if err := errors.Join(lab.RemoveCgroups(m.cgroup), os.RemoveAll(m.dir)); err != nil {
 		t.Error(err)
 	}
-}
-
-// cgroups are the directories of the machine's cgroups in all hierarchies, outer ones first.
-func (m *machine) cgroups() (dirs []string, err error) {
-	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} { // v2, and v1 or both
-		roots, err := filepath.Glob(pattern + m.cgroup)
-		if err != nil {
-			return nil, err
-		}
-		for _, root := range roots {
-			err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-				switch {
-				case errors.Is(err, fs.ErrNotExist): // runc is removing it
-				case err != nil:
-					return err
-				case d.IsDir():
-					dirs = append(dirs, path)
-				}
-				return nil
-			})
-			if err != nil {
-				return nil, err
-			}
-		}
-	}
-	return dirs, nil
 }
 
 // ctr runs containerd's own client and returns what it prints.
@@ -312,7 +278,7 @@ func (m *machine) leftovers() (lines []string, err error) {
 			add("process", line)
 		}
 	}
-	groups, err := m.cgroups()
+	groups, err := lab.Cgroups(m.cgroup)
 	for _, dir := range groups {
 		if !strings.HasSuffix(dir, m.cgroup) { // the parent is not a pod's
 			add("cgroup", dir)

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -114,7 +113,7 @@ func (p *podmanHost) room() {
 	p.t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // returns when all of the PID namespace are dead
-		if err := p.unmakeCgroups(); err != nil {
+		if err := lab.RemoveCgroups(p.cgroup()); err != nil {
 			p.t.Error("cgroups are left: ", err)
 		}
 	})
@@ -125,29 +124,7 @@ func (p *podmanHost) room() {
 }
 
 // cgroup is the parent of all that podman makes, below each hierarchy's root. Nobody else on the machine has its name.
-func (p *podmanHost) cgroup() string { return "/overlayd-lab-" + lab.Pid() + "-" + p.Name }
-
-// unmakeCgroups removes podman's cgroups, of version 1 and 2: nobody is in them any more.
-func (p *podmanHost) unmakeCgroups() error {
-	var errs []error
-	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-		tops, err := filepath.Glob(pattern + p.cgroup())
-		errs = append(errs, err)
-		for _, top := range tops {
-			var dirs []string
-			errs = append(errs, filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-				if err == nil && d.IsDir() {
-					dirs = append(dirs, path)
-				}
-				return err
-			}))
-			for _, dir := range slices.Backward(dirs) { // children before their parents
-				errs = append(errs, unix.Rmdir(dir))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
+func (p *podmanHost) cgroup() string { return lab.Cgroup(p.Name) }
 
 // furnish writes podman's configuration and that of the two networks.
 func (p *podmanHost) furnish(behind []string) {
