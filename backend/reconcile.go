@@ -219,14 +219,8 @@ func (r *Reconciler) repairs(done []Change) (repairs []Change, planned bool) {
 	return repairs, planned
 }
 
-// foreign says whether somebody else's hand made the change necessary.
-func (r *Reconciler) foreign(c Change) bool {
-	row := r.held[c.Row().key()]
-	if c.New == nil {
-		return row == nil
-	}
-	return row == c.New
-}
+// foreign says whether somebody else's hand made the change necessary: what was found is not what the last clean pass left.
+func (r *Reconciler) foreign(c Change) bool { return r.held[c.Row().key()] != c.Old }
 
 var errNotKept = errors.New("the kernel takes it and does not keep it: something else removes it")
 

@@ -49,7 +49,8 @@ func (k *Kernel) readForeign(h *backend.Host, s backend.State) error {
 		h.Alone = h.Alone && fileText(names) == ""
 	}
 	for _, c := range chains {
-		h.Alone = h.Alone && (c.kind == "" || c.table == backend.TableName)
+		ours := c.table == backend.TableName && (c.family == unix.NFPROTO_INET || c.family == unix.NFPROTO_BRIDGE)
+		h.Alone = h.Alone && (c.kind == "" || ours)
 		routed := c.family == unix.NFPROTO_IPV4 || c.family == unix.NFPROTO_IPV6 || c.family == unix.NFPROTO_INET
 		if c.kind != "filter" || c.hook != unix.NF_INET_FORWARD || !routed || c.table == backend.TableName {
 			continue
