@@ -43,7 +43,7 @@ func (w *witness) installCNI(ctx context.Context) error {
 		}
 	}
 	if o.cniConfDir != "" {
-		if err := o.writeConflist(ctx); err != nil {
+		if err := o.writeConflist(ctx); err != nil && ctx.Err() == nil {
 			klog.Errorf("--cni-conf-dir: %v", err)
 		}
 	}
@@ -117,6 +117,9 @@ func (o *options) writeConflist(ctx context.Context) error {
 			continue
 		}
 		spoken, err := versionsOf(ctx, path)
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			return err // it says nothing about the plugin
+		}
 		if err != nil {
 			klog.Warningf("%s is without the plugin %s: %v", conflistName, p.Type, err)
 			continue
@@ -164,7 +167,7 @@ func findPlugin(name string, dirs []string) (string, error) {
 
 // versionsOf asks a plugin which versions of the CNI spec it speaks (spec, section "VERSION").
 func versionsOf(ctx context.Context, path string) ([]string, error) {
-	const patience = 5 * time.Second
+	const patience = 20 * time.Second // it takes milliseconds
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path)
@@ -172,7 +175,7 @@ func versionsOf(ctx context.Context, path string) ([]string, error) {
 	cmd.Stdin = bytes.NewReader([]byte(`{"cniVersion":"1.0.0"}`))
 	text, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("ask %s for its version: %w", path, err)
+		return nil, fmt.Errorf("ask %s for its version: %w", path, errors.Join(ctx.Err(), err))
 	}
 	var answer struct{ SupportedVersions []string }
 	if err := json.Unmarshal(text, &answer); err != nil {

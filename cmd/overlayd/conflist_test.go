@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -90,6 +91,12 @@ func TestNoConflistIsBetterThanABadOne(t *testing.T) {
 	o := &options{bridge: "ovl0", runDir: defaultRunDir, cniBinDir: dir, cniConfDir: dir}
 	if err := o.writeConflist(context.Background()); err == nil || !strings.Contains(err.Error(), "no version of the CNI spec in common") {
 		t.Errorf("with plugins too old: %v", err)
+	}
+	chained(t, dir, "portmap", versions("1.0.0"))
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := o.writeConflist(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("while the daemon stops: %v", err)
 	}
 	o.bridge = ""
 	if err := o.writeConflist(context.Background()); err == nil || !strings.Contains(err.Error(), "--bridge none") {
