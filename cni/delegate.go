@@ -7,13 +7,18 @@ import (
 	"io"
 	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/overlayd/overlayd/subnet"
 )
 
-const hostLocal = "host-local"
+// IPAM plugins that want to be told of which subnets to give addresses.
+const (
+	hostLocal   = "host-local"
+	whereabouts = "whereabouts"
+)
 
 // ipamAdd asks the plugin that "ipam" names for addresses, routes and resolvers; none without one. If that fails, the
 // caller calls its DEL (CNI spec, section "Delegated plugin execution procedure").
@@ -98,17 +103,32 @@ func (c conf) anyNode() subnet.NodeFile {
 	return subnet.NodeFile{Networks: some, Subnets: some}
 }
 
-// withRanges gives host-local our subnets, unless the admin has said which.
+// withRanges gives an IPAM plugin our subnets in its own words, unless the admin has said which: host-local has ranges,
+// whereabouts ipRanges.
 func (c conf) withRanges(text []byte, subnets []netip.Prefix) ([]byte, error) {
 	var whole map[string]any
 	if err := json.Unmarshal(text, &whole); err != nil {
 		return nil, err
 	}
 	ipam, ok := whole["ipam"].(map[string]any)
-	if !ok || ipam["type"] != hostLocal || ipam["subnet"] != nil || ipam["ranges"] != nil {
+	if !ok {
 		return text, nil
 	}
-	ipam["ranges"] = ranges(subnets)
+	said := func(keys ...string) bool {
+		return slices.ContainsFunc(keys, func(key string) bool { return ipam[key] != nil })
+	}
+	switch {
+	case ipam["type"] == hostLocal && !said("subnet", "ranges"):
+		ipam["ranges"] = ranges(subnets)
+	case ipam["type"] == whereabouts && !said("range", "ipRanges"):
+		var all []map[string]string
+		for _, s := range subnets {
+			all = append(all, map[string]string{"range": s.String(), "range_start": subnet.Addr(s, subnet.FirstPod).String()})
+		}
+		ipam["ipRanges"] = all
+	default:
+		return text, nil
+	}
 	return json.Marshal(whole)
 }
 

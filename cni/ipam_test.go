@@ -1,15 +1,19 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
+
+	"github.com/overlayd/overlayd/e2e/lab"
 )
 
 // hostLocalAct is a host whose addresses Debian's host-local gives out, from a directory of the test's own.
@@ -153,6 +157,64 @@ func TestStaticAddressesThatTheRuntimeGives(t *testing.T) {
 	a := act{newHost(t, "10.5.1.0/24"), newSpace(t), "1.0.0"}
 	c := a.ask("ADD", `,"ipam":{"type":"static"},"runtimeConfig":{"ips":["198.51.100.9/24"]}`).with("CNI_PATH", debian)
 	same(t, "the address", a.ips(t, c), "[198.51.100.9]") // out of our range: static's matter
+}
+
+// TestWhereaboutsIsToldOurSubnets, in its own words, unless the admin has said which.
+func TestWhereaboutsIsToldOurSubnets(t *testing.T) {
+	for _, c := range []struct{ keys, want string }{
+		{"", `"ipRanges":[{"range":"10.5.1.0/24","range_start":"10.5.1.2"},{"range":"fd00:5:1::/64","range_start":"fd00:5:1::2"}],"type":"whereabouts"}`},
+		{`,"range":"10.5.1.128/25"`, `"type":"whereabouts","range":"10.5.1.128/25"}`},
+		{`,"ipRanges":[{"range":"10.5.1.128/25"}]`, `"type":"whereabouts","ipRanges":[{"range":"10.5.1.128/25"}]}`},
+	} {
+		f := newFake(t, gives("10.5.1.200/24"))
+		must(t, os.Rename(filepath.Join(f.dir, "fake"), filepath.Join(f.dir, whereabouts)))
+		a := act{newHost(t, "10.5.1.0/24", "fd00:5:1::/64"), newSpace(t), "1.0.0"}
+		keys := `,"ipam":{"type":"whereabouts"` + c.keys + `}`
+		same(t, "the address", a.ips(t, a.ask("ADD", keys).with("CNI_PATH", f.dir)), "[10.5.1.200]")
+		for _, verb := range []string{"ADD", "DEL"} {
+			if verb == "DEL" {
+				a.do(t, a.ask("DEL", keys).with("CNI_PATH", f.dir))
+			}
+			if got := contents(t, filepath.Join(f.dir, verb+".json")); !strings.Contains(got, c.want) {
+				t.Errorf("%s of whereabouts is told\n%s\nwant in it\n%s", verb, got, c.want)
+			}
+		}
+	}
+}
+
+// TestDHCP: Debian's plugin asks a server on the bridge, through the interface that is being attached, and releases in the end.
+func TestDHCP(t *testing.T) {
+	theirs(t, "dhcp")
+	a := act{newHost(t, "10.5.1.0/24"), newSpace(t), "1.0.0"}
+	before := text(t, a.Netns)
+	dir := t.TempDir()
+	conf, leases, socket := filepath.Join(dir, "udhcpd.conf"), filepath.Join(dir, "leases"), filepath.Join(dir, "dhcp.sock")
+	must(t, os.WriteFile(leases, nil, 0o600))
+	must(t, os.WriteFile(conf, fmt.Appendf(nil, "interface %s\nstart 10.5.1.50\nend 10.5.1.59\nlease_file %s\npidfile %s/pid\noption subnet 255.255.255.0\noption router 10.5.1.1\noption lease 3600\n", bridgeName, leases, dir), 0o600))
+	serve := func(name string, args ...string) {
+		cmd := exec.Command(needed(t, name), args...)
+		must(t, a.Do(cmd.Start))
+		t.Cleanup(func() { _ = errors.Join(cmd.Process.Kill(), cmd.Wait()) })
+	}
+	serve("busybox", "udhcpd", "-f", conf)
+	serve(filepath.Join(debian, "dhcp"), "daemon", "-socketpath", socket)
+	must(t, lab.Eventually("the daemon of dhcp listens", func() error {
+		_, err := os.Stat(socket)
+		return err
+	}))
+	keys := fmt.Sprintf(`,"ipam":{"type":"dhcp","daemonSocketPath":%q}`, socket)
+	result := a.do(t, a.ask("ADD", keys).with("CNI_PATH", debian))
+	r := parsed(t, result)
+	given := addrs(r)[0]
+	if last := given.As4()[3]; last < 50 || last > 59 || r.IPs[0].Gateway.String() != "10.5.1.1" {
+		t.Errorf("the pod has %s by %s", given, r.IPs[0].Gateway)
+	}
+	if got := text(t, a.Netns); !strings.Contains(got, "altname "+given.String()) {
+		t.Errorf("the host is\n%s\nwant the address as a name", got)
+	}
+	a.do(t, a.ask("CHECK", keys+prev(result)).with("CNI_PATH", debian))
+	a.do(t, a.ask("DEL", keys).with("CNI_PATH", debian))
+	same(t, "the host", text(t, a.Netns), before)
 }
 
 // delegating is what an admin of flannel has in their list.

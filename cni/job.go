@@ -73,6 +73,9 @@ func (j *job) attach() (_ *current.Result, err error) {
 			err = errors.Join(err, removed(j.kernel.LinkDel(host)), j.conf.ipam("DEL"))
 		}
 	}()
+	if err := j.raise(host); err != nil { // dhcp asks through it
+		return nil, err
+	}
 	given, routes, dns, err := j.conf.ipamAdd(j.node)
 	if err != nil {
 		return nil, err
@@ -86,9 +89,6 @@ func (j *job) attach() (_ *current.Result, err error) {
 		mac = subnet.AddrMAC(addrs[0].ip)
 	}
 	routes = append(routes, j.routes(addrs)...)
-	if err := j.raise(host); err != nil {
-		return nil, err
-	}
 	var inner netlink.Link
 	err = j.pod.do(func(h *netlink.Handle) (err error) {
 		inner, err = configure(h, j.ifname, addrs, routes, mac)
