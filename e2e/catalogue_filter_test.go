@@ -47,12 +47,12 @@ func tableActs() []act {
 	const seeGuard, wantGuard = "nft list chain inet overlayd guard", `counter name "stranger" drop`
 	const seePods, wantPods = "nft list table bridge overlayd", `{port}.*{pod}`
 	return []act{
-		{name: "nft flush ruleset", do: "nft flush ruleset; nft -f {dir}/foreign.nft", see: seeGuard, want: wantGuard, kind: "table", mended: `\+ table inet overlayd`},
+		{name: "nft flush ruleset", do: "nft flush ruleset; nft -f {dir}/foreign.nft", see: seeGuard, want: wantGuard, kind: "table", mended: `\+ table inet overlayd`, gone: ourRules}, // made anew when the others' are back
 		{name: "nft flush ruleset in a reload", do: "printf 'flush ruleset\n' | cat - {dir}/foreign.nft | nft -f -", see: seePods, want: wantPods, kind: "table", mended: `\+ table bridge overlayd`},
 		{name: "nft table inet deleted", do: "nft delete table inet overlayd", see: seeGuard, want: wantGuard, kind: "table", mended: `\+ table inet overlayd`},
 		{name: "nft table bridge deleted", do: "nft delete table bridge overlayd", see: seePods, want: wantPods, kind: "table", mended: `\+ table bridge overlayd`},
 		{name: "nft table inet made by somebody else", do: "printf 'delete table inet overlayd\ntable inet overlayd { chain guard { accept; }; }\n' | nft -f -", see: seeGuard, want: wantGuard, kind: "table", mended: `table inet overlayd`, gone: ourRules},
-		{name: "nft set deleted", do: "printf 'flush chain inet overlayd guard\ndelete set inet overlayd peers4\n' | nft -f -", see: seeGuard + "; nft list set inet overlayd peers4", want: `10.5.35.0/24`, kind: "table", mended: `table inet overlayd`, gone: ourRules},
+		{name: "nft set deleted", do: "printf 'flush chain inet overlayd guard\ndelete set inet overlayd subnets4\n' | nft -f -", see: seeGuard + "; nft list set inet overlayd subnets4", want: `10.5.35.0/24`, kind: "table", mended: `table inet overlayd`, gone: ourRules},
 		{name: "nft set added", do: "nft add set inet overlayd more '{ type ipv4_addr; }'", see: "nft list sets inet | grep -c 'set more' || true", want: `^0$`, kind: "table", mended: `table inet overlayd`, gone: ourRules + `|delete set inet overlayd more`},
 		{name: "nft chain added", do: "nft add chain inet overlayd more '{ type filter hook forward priority 5; policy drop; }'", see: "nft list chains inet | grep -c 'chain more' || true", want: `^0$`, kind: "table", mended: `table inet overlayd`, gone: ourRules},
 	}
@@ -60,7 +60,7 @@ func tableActs() []act {
 
 // ruleActs meddle with single rules and elements.
 func ruleActs() []act {
-	const seeGuard, wantGuard = "nft list chain inet overlayd guard", `not_unicast(.|\n)*@peers4(.|\n)*@peers6(.|\n)*"stranger" drop`
+	const seeGuard, wantGuard = "nft list chain inet overlayd guard", `not_unicast(.|\n)*@subnets4(.|\n)*@hosts4(.|\n)*@peers4(.|\n)*@subnets6(.|\n)*@peers6(.|\n)*"stranger" drop`
 	const seeInput = "nft list chain inet overlayd input"
 	handle := func(chain, rule string) string {
 		return fmt.Sprintf("$(nft -a list chain %s | sed -n 's/.*%s.* handle //p' | head -n 1)", chain, rule)
@@ -80,8 +80,9 @@ func ruleActs() []act {
 		rules("nft rules reordered", "nft delete rule inet overlayd guard handle "+handle("inet overlayd guard", "not_unicast")+"; nft add rule inet overlayd guard '@th,128,8 & 0x1 == 0x1 counter name not_unicast drop'", seeGuard, wantGuard),
 		rules("nft policy changed", "nft chain inet overlayd input '{ policy drop; }'", seeInput, `policy accept`),
 		{name: "nft rules of the bridge flushed", do: "nft flush chain bridge overlayd prerouting", see: "nft list chain bridge overlayd prerouting", want: `counter name "spoofed" drop`, kind: "table", mended: `~ table bridge overlayd`, gone: ourBridgeRules},
-		element("nft element of a peer removed", "nft delete element inet overlayd peers4 '{ 192.0.2.8 . 0x0a052300-0x0a0523ff }'", "nft list set inet overlayd peers4", `10.5.35.0/24`, `\+ element inet overlayd peers4 \{ 192.0.2.8 . 10.5.35.0/24 \}`, ""),
+		element("nft element of a peer removed", "nft delete element inet overlayd subnets4 '{ 192.0.2.8 . 0x0a0523 }'", "nft list set inet overlayd subnets4", `10.5.35.0/24`, `\+ element inet overlayd subnets4 \{ 192.0.2.8 . 10.5.35.0/24 \}`, ""),
 		element("nft element of a stranger added", "nft add element inet overlayd peers4 '{ 192.0.2.66 . 0x0a054d00-0x0a054dff }'", "nft list set inet overlayd peers4 | grep -c 192.0.2.66 || true", `^0$`, `- element inet overlayd peers4 \{ 192.0.2.66 . 10.5.77.0/24 \}`, `192.0.2.66`),
+		element("nft element of a stranger added to the subnets", "nft add element inet overlayd subnets4 '{ 192.0.2.66 . 0x0a054d }'", "nft list set inet overlayd subnets4 | grep -c 192.0.2.66 || true", `^0$`, `- element inet overlayd subnets4 \{ 192.0.2.66 . 10.5.77.0/24 \}`, `192.0.2.66`),
 		element("nft element of the pool removed", "nft flush set inet overlayd pool4", "nft list set inet overlayd pool4", `10.5.0.0/16`, `\+ element inet overlayd pool4`, ""),
 		element("nft element of a pod removed", "nft flush set bridge overlayd pods4", "nft list set bridge overlayd pods4", `{pod}`, `\+ element bridge overlayd pods4 \{ {port} . .* . {pod} \}`, ""),
 		element("nft element of a pod's port removed", "nft flush set bridge overlayd ports", "nft list set bridge overlayd ports", `{port}`, `\+ element bridge overlayd ports \{ {port} \}`, ""),
