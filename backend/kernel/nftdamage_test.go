@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"net/netip"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -231,4 +232,18 @@ func checkEvents(t *testing.T, events string, made []backend.Change) {
 	if tables == 0 && count(`(?m)^(add|delete) (set|chain|rule|table|object) `) > 0 {
 		t.Errorf("more than elements is touched:\n%s", events)
 	}
+}
+
+// TestPaddingOfAKeyIsZero: packets have zeros there, so a key with something else lets nobody in, however much it looks like one
+// that does. nft cannot make it.
+func TestPaddingOfAKeyIsZero(t *testing.T) {
+	k, network := open(t), backendtest.Network(t)
+	pass(t, k, network)
+	right := backend.Pair{Set: backend.SetSubnets, Inner: netip.MustParsePrefix("10.5.35.0/24"), Outer: netip.MustParseAddr("192.0.2.8")}
+	bent := backend.Stray{Family: backend.FamilyInet, Set: "subnets4", First: "\xc0\x00\x02\x08\x0a\x05\x23\x01"}
+	for _, err := range k.Apply([]backend.Change{{Old: right}, {New: bent}}) {
+		must(t, err)
+	}
+	checkText(t, "changes", lines(pass(t, k, network)), lines([]backend.Change{{New: right}, {Old: bent}}))
+	nft(t, "get element inet overlayd subnets4 { 192.0.2.8 . 0x0a0523 }")
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
@@ -283,7 +284,11 @@ func rowOf(s nftSet, e nftElement) backend.Entry {
 // wantedRow returns nil for an element that no plan wants.
 func wantedRow(s nftSet, e nftElement) backend.Entry {
 	if e.family == backend.FamilyBridge {
-		return podRowOf(e)
+		row := podRowOf(e)
+		if same, is := elementOf(row); !is || !bytes.Equal(same.first, e.first) { // zeros fill up names and MACs
+			return nil
+		}
+		return row
 	}
 	name, six := strings.CutSuffix(e.set, "6")
 	name = strings.TrimSuffix(name, "4")
@@ -300,9 +305,12 @@ func wantedRow(s nftSet, e nftElement) backend.Entry {
 		}
 		return nil
 	}
-	split := s.fields[0].length
+	split, end := s.fields[0].length, s.fields[0].length+s.fields[1].length
 	outer, ok := netip.AddrFromSlice(e.first[:split])
-	inner := beginning(e.first[split:][:s.fields[1].length], six)
+	inner := beginning(e.first[split:end], six)
+	for _, padding := range e.first[end:] { // packets have zeros there
+		ok = ok && padding == 0
+	}
 	if s.interval {
 		var one bool
 		inner, one = prefixBetween(e.first[split:], e.last[split:])

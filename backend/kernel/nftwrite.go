@@ -283,8 +283,8 @@ func (k *Kernel) tableRequests(t backend.Table) ([]*nl.NetlinkRequest, error) {
 	return reqs, nil
 }
 
-// nftRequests are the messages of one change.
-func (k *Kernel) nftRequests(c backend.Change) ([]*nl.NetlinkRequest, error) {
+// nftRequests are the messages of one change. What is in a set that goes with the change of its table goes with the set.
+func (k *Kernel) nftRequests(c backend.Change, going map[setID]bool) ([]*nl.NetlinkRequest, error) {
 	if t, ok := c.Row().(backend.Table); ok {
 		if c.New == nil {
 			return []*nl.NetlinkRequest{nftRequest(unix.NFT_MSG_DELTABLE, 0, t.Family, backend.TableName)}, nil
@@ -295,7 +295,7 @@ func (k *Kernel) nftRequests(c backend.Change) ([]*nl.NetlinkRequest, error) {
 		return k.acceptRequests(a, c.New != nil)
 	}
 	var reqs []*nl.NetlinkRequest
-	if e, ok := elementOf(c.Old); ok {
+	if e, ok := elementOf(c.Old); ok && !going[setID{e.family, e.set}] {
 		reqs = append(reqs, elementRequest(unix.NFT_MSG_DELSETELEM, e))
 	}
 	if e, ok := elementOf(c.New); ok {
@@ -304,22 +304,48 @@ func (k *Kernel) nftRequests(c backend.Change) ([]*nl.NetlinkRequest, error) {
 	return reqs, nil
 }
 
+// setID names a set of ours.
+type setID struct{ family, name string }
+
+// goingSets are the sets that changes of tables remove, with the tables or because others take their place. To remove their
+// elements besides would be refused, and one by one it would take the kernel the square of their number.
+func (k *Kernel) goingSets(changes []backend.Change) (map[setID]bool, error) {
+	going := map[setID]bool{}
+	for _, c := range changes {
+		t, ok := c.Row().(backend.Table)
+		if !ok {
+			continue
+		}
+		have, err := k.readTable(t.Family)
+		if err != nil {
+			return nil, err
+		}
+		var stay []nftSet
+		if c.New != nil {
+			stay = setsOf(t)
+		}
+		for name := range have.sets {
+			going[setID{t.Family, name}] = !slices.ContainsFunc(stay, func(s nftSet) bool { return s.name == name && have.keeps(s) })
+		}
+	}
+	return going, nil
+}
+
 // filter makes changes of the nft tables, all in one transaction if nf_tables takes it: a part that it refuses is found by
 // halves.
 func (k *Kernel) filter(changes []backend.Change) []error {
+	going, err := k.goingSets(changes)
+	if err != nil {
+		return slices.Repeat([]error{err}, len(changes))
+	}
+	return k.halve(changes, going)
+}
+
+func (k *Kernel) halve(changes []backend.Change, going map[setID]bool) []error {
 	errs := make([]error, len(changes))
 	var reqs []*nl.NetlinkRequest
-	ending := map[string]bool{} // tables that are removed, and with them all that they hold
-	for _, c := range changes {
-		if t, ok := c.Old.(backend.Table); ok && c.New == nil {
-			ending[t.Family] = true
-		}
-	}
 	for i, c := range changes {
-		if e, ok := elementOf(c.Old); ok && c.New == nil && ending[e.family] {
-			continue // one by one they take the kernel the square of their number
-		}
-		part, err := k.nftRequests(c)
+		part, err := k.nftRequests(c, going)
 		if err != nil {
 			errs[i] = err
 			continue
@@ -332,7 +358,7 @@ func (k *Kernel) filter(changes []backend.Change) []error {
 		return errs
 	case len(changes) > 1 && !errors.Is(err, unix.EPERM):
 		half := (len(changes) + 1) / 2
-		return append(k.filter(changes[:half]), k.filter(changes[half:])...)
+		return append(k.halve(changes[:half], going), k.halve(changes[half:], going)...)
 	}
 	for i := range errs {
 		errs[i] = errors.Join(errs[i], err)
