@@ -91,6 +91,9 @@ func (j *job) attach() (_ *current.Result, err error) {
 	routes = append(routes, j.routes(addrs)...)
 	var inner netlink.Link
 	err = j.pod.do(func(h *netlink.Handle) (err error) {
+		if err := j.tune(addrs); err != nil {
+			return err
+		}
 		inner, err = configure(h, j.ifname, addrs, routes, mac)
 		return err
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -20,9 +21,6 @@ import (
 func configure(h *netlink.Handle, ifname string, addrs []address, routes []*types.Route, mac subnet.MAC) (netlink.Link, error) {
 	l, err := h.LinkByName(ifname)
 	if err != nil {
-		return nil, err
-	}
-	if err := tune(ifname, slices.ContainsFunc(addrs, func(a address) bool { return !a.ip.Is4() })); err != nil {
 		return nil, err
 	}
 	if err := h.LinkSetHardwareAddr(l, mac[:]); err != nil {
@@ -72,20 +70,22 @@ func addRoute(h *netlink.Handle, l netlink.Link, r *types.Route) error {
 	return h.RouteAdd(route)
 }
 
-// tune sets the kernel's switches of the pod's side before it goes up: what runtimes do to keep IPv6 away is undone if it has
-// an IPv6 address, and done if it has none, for then the network has none and each pod's link-local messages would only go
-// to all others; router advertisements of other pods are never believed, and a MAC that is set is told to the neighbours.
-func tune(ifname string, v6 bool) error {
-	err := knob("ipv6", ifname, "accept_ra", "0")
+// tune sets the kernel's switches of the pod's side before it goes up. What runtimes do to keep IPv6 away is undone if it has
+// an IPv6 address, and done if nobody in the network has one: each pod's link-local messages would only go to all others.
+// Router advertisements of other pods are never believed, and a MAC that is set is told to the neighbours.
+func (j *job) tune(addrs []address) error {
+	has := slices.ContainsFunc(addrs, func(a address) bool { return !a.ip.Is4() })
+	known := slices.ContainsFunc(j.node.Networks, func(n netip.Prefix) bool { return !n.Addr().Is4() })
+	err := knob("ipv6", j.ifname, "accept_ra", "0")
 	switch {
-	case v6:
-		err = errors.Join(err, knob("ipv6", ifname, "disable_ipv6", "0"), knob("ipv6", ifname, "ndisc_notify", "1"))
+	case has:
+		err = errors.Join(err, knob("ipv6", j.ifname, "disable_ipv6", "0"), knob("ipv6", j.ifname, "ndisc_notify", "1"))
 	case errors.Is(err, fs.ErrNotExist):
 		err = nil // a kernel without IPv6
-	default:
-		err = errors.Join(err, knob("ipv6", ifname, "disable_ipv6", "1"))
+	case !known:
+		err = errors.Join(err, knob("ipv6", j.ifname, "disable_ipv6", "1"))
 	}
-	return errors.Join(err, knob("ipv4", ifname, "arp_notify", "1"))
+	return errors.Join(err, knob("ipv4", j.ifname, "arp_notify", "1"))
 }
 
 // knob sets a kernel's switch of a device in the network namespace of the calling thread.
