@@ -61,16 +61,27 @@ func installPlugin(dir string) error {
 		return fmt.Errorf("%w: put the plugin beside overlayd", err)
 	}
 	const executable = 0o755
-	if err := os.MkdirAll(dir, executable); err != nil {
+	if err := makeDir(dir); err != nil {
 		return err
 	}
 	return replaceFile(filepath.Join(dir, pluginName), text, executable)
+}
+
+// makeDir makes a directory. Under systemd the daemon may write only below directories that are there when it starts.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("%w: make the directory %s and start overlayd again", err, dir)
+	}
+	return nil
 }
 
 // replaceFile writes a file if it is not as it should be. The new one is made in the same directory: runtimes that watch it
 // do not notice what is renamed from another (containerd 1.6).
 func replaceFile(path string, text []byte, mode os.FileMode) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() == mode {
+			return err
+		}
 		return os.Chmod(path, mode)
 	}
 	file, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
@@ -131,7 +142,7 @@ func (o *options) writeConflist(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.cniConfDir, 0o755); err != nil {
+	if err := makeDir(o.cniConfDir); err != nil {
 		return err
 	}
 	const readable = 0o644
