@@ -288,9 +288,7 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 	if h.VXLAN == "" { // nothing of VXLAN to be filtered
 		f.VNI, f.Port = 0, 0
 	}
-	// Masquerading makes the kernel track every connection, at a price and in a table of limited size. Nobody needs that of
-	// those inside the network, unless there are rules of others: a service's address is translated back by it.
-	if f.Masquerade && h.Alone {
+	if f.Masquerade && h.Untracked { // without masquerade we make the kernel track nothing
 		f.Untracked4, f.Untracked6 = p.config.IPv4.Network, p.config.IPv6.Network
 	}
 	p.rows.Add(Table{Family: FamilyInet, Filter: f})

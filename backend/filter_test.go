@@ -143,9 +143,9 @@ func TestPlanOfTheFilter(t *testing.T) {
 		{"what covers the host's own is nobody's source", func(h *backend.Host, _ *subnet.Snapshot) {
 			h.Connected = append(h.Connected, netip.MustParsePrefix("10.5.35.128/25"))
 		}, table("", "") + host8 + own + pool},
-		{"nobody else has rules", func(h *backend.Host, _ *subnet.Snapshot) { h.Alone = true },
+		{"untracked", func(h *backend.Host, _ *subnet.Snapshot) { h.Untracked = true },
 			strings.TrimSuffix(table("", ""), "\n") + " untracked 10.5.0.0/16\n" + host8 + own + pool + subnet8},
-		{"nobody else has rules, and no masquerade", func(h *backend.Host, _ *subnet.Snapshot) { h.Alone, h.Masquerade = true, false },
+		{"untracked, and no masquerade", func(h *backend.Host, _ *subnet.Snapshot) { h.Untracked, h.Masquerade = true, false },
 			table("masquerade yes", "masquerade no") + host8 + own + pool + subnet8},
 		{"another VNI and port", func(_ *backend.Host, s *subnet.Snapshot) { s.Config.Backend.VNI, s.Config.Backend.Port = 7, 4789 },
 			table("vni 1 port 8472", "vni 7 port 4789") + host8 + own + pool + subnet8},

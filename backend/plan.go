@@ -23,9 +23,9 @@ type Host struct {
 	Guard      Guard
 	Masquerade bool           // pods' packets to outside the network get the host's address
 	Exclude    []netip.Prefix // except to these
+	Untracked  bool           // connections inside the network are not tracked
 	AntiSpoof  bool
 
-	Alone   bool              // nobody else has rules for packets here
 	Drops   []Chain           // of others, at the forward hook
 	Dropped map[string]uint64 // packets that our rules dropped, by reason
 	PathMTU []PathMTU         // that the kernel has learned

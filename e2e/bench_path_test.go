@@ -31,6 +31,7 @@ const (
 	wayHosts   = "hosts"    // on the underlay, with no overlayd near: what all others are compared with
 	wayVXLAN   = "vxlan"    // pod to pod
 	wayDirect  = "direct"   // pod to pod by plain routes
+	wayLoose   = "loose"    // as vxlan, with --untracked
 	wayUnruled = "unruled"  // as vxlan, without any table of ours
 	rulesCost  = "rules-at" // vxlan compared with unruled: the share that rules leave
 )
@@ -56,7 +57,8 @@ func BenchmarkDataPath(b *testing.B) {
 	}
 	vxlan, _ := podsWay(b, wayVXLAN, vxlanNetwork)
 	direct, _ := podsWay(b, wayDirect, directNetwork)
-	ways := []way{hostsWay(b), vxlan, direct, unruledWay(b)}
+	loose, _ := podsWay(b, wayLoose, vxlanNetwork, "--untracked")
+	ways := []way{hostsWay(b), vxlan, direct, loose, unruledWay(b)}
 	for _, w := range ways {
 		serve(b, w)
 	}
@@ -85,12 +87,13 @@ func BenchmarkDataPath(b *testing.B) {
 func reportWays(b *testing.B, results map[string]map[string][]float64) {
 	var text strings.Builder
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(table, "\t%s\t%s\t%s\t%s\tvxlan/hosts\tdirect/hosts\tvxlan/unruled\t\n", wayHosts, wayVXLAN, wayDirect, wayUnruled)
+	fmt.Fprintf(table, "\t%s\t%s\t%s\t%s\t%s\tvxlan/hosts\tdirect/hosts\tvxlan/unruled\tloose/unruled\t\n", wayHosts, wayVXLAN, wayDirect, wayLoose, wayUnruled)
 	for _, name := range names() {
 		r := results[name]
 		vxlan, direct, rules := ratio(r[wayVXLAN], r[wayHosts]), ratio(r[wayDirect], r[wayHosts]), ratio(r[wayVXLAN], r[wayUnruled])
-		fmt.Fprintf(table, "%s\t%.4g\t%.4g\t%.4g\t%.4g\t%.2f\t%.2f\t%.2f\t\n", name,
-			median(r[wayHosts]), median(r[wayVXLAN]), median(r[wayDirect]), median(r[wayUnruled]), vxlan, direct, rules)
+		loose := ratio(r[wayLoose], r[wayUnruled])
+		fmt.Fprintf(table, "%s\t%.4g\t%.4g\t%.4g\t%.4g\t%.4g\t%.2f\t%.2f\t%.2f\t%.2f\t\n", name,
+			median(r[wayHosts]), median(r[wayVXLAN]), median(r[wayDirect]), median(r[wayLoose]), median(r[wayUnruled]), vxlan, direct, rules, loose)
 		b.ReportMetric(vxlan, wayVXLAN+"/"+name)
 		b.ReportMetric(direct, wayDirect+"/"+name)
 		b.ReportMetric(rules, rulesCost+"/"+name)
@@ -132,15 +135,15 @@ func hostsWay(b *testing.B) way {
 }
 
 // podsWay is from a pod to another through two hosts with daemons.
-func podsWay(b *testing.B, name, config string) (way, *lab.Lab) {
+func podsWay(b *testing.B, name, config string, flags ...string) (way, *lab.Lab) {
 	l, h1, h2 := bareHosts(b, name)
 	check(b, l.Etcd())
 	file := filepath.Join(b.TempDir(), "network.json")
 	check(b, os.WriteFile(file, []byte(config), 0o600))
 	_, err := h1.Overlayd("config", "set", file)
 	check(b, err)
-	check(b, h1.Start())
-	check(b, h2.Start())
+	check(b, h1.Start(flags...))
+	check(b, h2.Start(flags...))
 	check(b, h1.Ready(1))
 	check(b, h2.Ready(1))
 	from, err := h1.Pod("pod1")

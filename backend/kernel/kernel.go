@@ -25,6 +25,7 @@ type Options struct {
 	Guard      backend.Guard  // empty: full
 	Masquerade bool           // pods' packets to outside the network
 	Exclude    []netip.Prefix // except to these; none overlaps another
+	Untracked  bool           // do not track connections inside the network
 	AntiSpoof  bool
 
 	NoUplink bool // do not look for an uplink: for those who only look at pods or only remove
@@ -127,7 +128,7 @@ func (k *Kernel) Read() (backend.Host, backend.State, error) {
 
 func (k *Kernel) read() (backend.Host, backend.State, error) {
 	o := k.options
-	h := backend.Host{Node: o.Node, VXLAN: o.VXLAN, Bridge: o.Bridge, IPv6: hasIPv6(), Guard: o.Guard, Masquerade: o.Masquerade, Exclude: o.Exclude, AntiSpoof: o.AntiSpoof}
+	h := backend.Host{Node: o.Node, VXLAN: o.VXLAN, Bridge: o.Bridge, IPv6: hasIPv6(), Guard: o.Guard, Masquerade: o.Masquerade, Exclude: o.Exclude, Untracked: o.Untracked, AntiSpoof: o.AntiSpoof}
 	links, err := k.links.LinkList()
 	if err != nil {
 		return h, nil, fmt.Errorf("list links: %w", err)

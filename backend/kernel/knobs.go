@@ -20,9 +20,6 @@ func WatchKnobs(ctx context.Context, o Options, uplink func() string, kick func(
 		for _, name := range knobNames(o, uplink()) {
 			values[name] = sysctl(name)
 		}
-		for _, name := range legacyTables() { // nobody is told of these either
-			values[name] = fileText(name)
-		}
 		if !maps.Equal(values, last) {
 			kick()
 		}

@@ -2,10 +2,7 @@ package kernel
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 
 	"github.com/google/nftables"
@@ -44,13 +41,7 @@ func (k *Kernel) readForeign(h *backend.Host, s backend.State) error {
 	if err != nil {
 		return err
 	}
-	h.Alone = true
-	for _, names := range legacyTables() {
-		h.Alone = h.Alone && fileText(names) == ""
-	}
 	for _, c := range chains {
-		ours := c.table == backend.TableName && (c.family == unix.NFPROTO_INET || c.family == unix.NFPROTO_BRIDGE)
-		h.Alone = h.Alone && (c.kind == "" || ours)
 		routed := c.family == unix.NFPROTO_IPV4 || c.family == unix.NFPROTO_IPV6 || c.family == unix.NFPROTO_INET
 		if c.kind != "filter" || c.hook != unix.NF_INET_FORWARD || !routed || c.table == backend.TableName {
 			continue
@@ -77,21 +68,6 @@ func (k *Kernel) readForeign(h *backend.Host, s backend.State) error {
 		}
 	}
 	return nil
-}
-
-// legacyTables are the files that name the tables of the iptables before nf_tables.
-func legacyTables() []string {
-	const dir = "/proc/thread-self/net/"
-	return []string{dir + "ip_tables_names", dir + "ip6_tables_names"}
-}
-
-// fileText is what a short file says; of one that is not there nothing, and of one that cannot be read why.
-func fileText(name string) string {
-	text, err := os.ReadFile(name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err.Error()
-	}
-	return string(text)
 }
 
 // accepts adds our rules among those of a chain.

@@ -78,6 +78,9 @@ func TestNFTLoadsWhatItPrintsOfAnyFilter(t *testing.T) {
 		{"guard vtep", func(o *kernel.Options) { o.Guard = backend.GuardVTEP }, nil, `ip saddr @vteps4 accept comment "from a host with a lease"`},
 		{"guard off", func(o *kernel.Options) { o.Guard = backend.GuardOff }, nil, `@th,96,24 0x1 ip daddr @outer4 notrack`},
 		{"no masquerade, no antispoof", func(o *kernel.Options) { o.Masquerade, o.AntiSpoof = false, false }, nil, `masquerade no antispoof no`},
+		{"untracked", func(o *kernel.Options) { o.Untracked = true }, nil, `ip saddr 10.5.0.0/16 ip daddr 10.5.0.0/16 notrack comment "inside the network"`},
+		{"untracked, a network of no whole bytes", func(o *kernel.Options) { o.Untracked = true }, func(s *subnet.Snapshot) { s.Config.IPv4.Network = netip.MustParsePrefix("10.0.0.0/12") },
+			`ip saddr 10.0.0.0/12 ip daddr 10.0.0.0/12 notrack`},
 		{"no bridge", func(o *kernel.Options) { o.Bridge = "" }, nil, `ip6 saddr @own6 @th,96,24 0x1 counter name "pod_vxlan" drop`},
 		{"no bridge and nothing at all", func(o *kernel.Options) { o.Bridge, o.Guard, o.Masquerade = "", backend.GuardOff, false }, nil, "bridge none"},
 		{"everything excluded", func(o *kernel.Options) {

@@ -224,7 +224,7 @@ func untracked(f backend.Filter) nftChain {
 	_, inside := f.Comments()
 	c := nftChain{name: untrackedChain, comment: inside}
 	for _, p := range f.Untracked() {
-		c.add("inside the network: nobody else has rules", nfproto(!p.Addr().Is4()), within(p, true), within(p, false), match(&expr.Notrack{}))
+		c.add("inside the network", nfproto(!p.Addr().Is4()), within(p, true), within(p, false), match(&expr.Notrack{}))
 	}
 	return c
 }

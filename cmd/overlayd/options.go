@@ -51,6 +51,7 @@ type options struct {
 
 	guard       string
 	masquerade  bool
+	untracked   bool
 	masqExclude []string
 	exclude     []netip.Prefix // masqExclude, none overlapping another
 	antispoof   bool
@@ -109,6 +110,8 @@ func (o *options) groups() []*pflag.FlagSet {
 	devices.StringVar(&o.vxlanName, "vxlan-name", "", "`name` of the VXLAN device (default: overlay.<VNI>)")
 	devices.BoolVar(&o.masquerade, "ip-masq", true, "give pods' packets to outside the network this host's address")
 	devices.StringSliceVar(&o.masqExclude, "masq-exclude", nil, "`prefixes` outside the network to which pods' packets keep their own addresses")
+	devices.BoolVar(&o.untracked, "untracked", false, "do not track connections inside the network: faster, and wrong where an address or a\n"+
+		"port of the host stands for pods (kube-proxy, portmap, docker -p) or a firewall goes by connections")
 	devices.StringVar(&o.guard, "guard", string(backend.GuardFull), "VXLAN is accepted: full: of each host with a lease, with that host's sources inside;\n"+
 		"vtep: of each host with a lease; off: of anybody (`mode`)")
 	devices.BoolVar(&o.antispoof, "antispoof", true, "let pods send only with the addresses and the MAC that they were given")
@@ -262,7 +265,7 @@ func checkDevice(flag, name string) error {
 func (o *options) kernel(vni uint32) kernel.Options {
 	k := kernel.Options{
 		Node: o.node, VXLAN: o.vxlanName, Bridge: o.bridge, Choice: o.choice,
-		Guard: backend.Guard(o.guard), Masquerade: o.masquerade, Exclude: o.exclude, AntiSpoof: o.antispoof,
+		Guard: backend.Guard(o.guard), Masquerade: o.masquerade, Exclude: o.exclude, Untracked: o.untracked, AntiSpoof: o.antispoof,
 	}
 	if k.VXLAN == "" && vni != 0 {
 		k.VXLAN = kernel.DefaultVXLANName(vni)

@@ -26,6 +26,7 @@ var samples = map[string][2][2]string{
 	"allow-old-etcd":     {{"true", "true"}, {"false", "false"}},
 	"allow-resubnet":     {{"true", "true"}, {"false", "false"}},
 	"ip-masq":            {{"false", "false"}, {"true", "true"}},
+	"untracked":          {{"false", "false"}, {"true", "true"}},
 	"masq-exclude":       {{"192.0.2.0/24", "[192.0.2.0/24]"}, {"198.51.100.0/24", "[198.51.100.0/24]"}},
 	"guard":              {{"vtep", "vtep"}, {"off", "off"}},
 	"antispoof":          {{"false", "false"}, {"true", "true"}},
