@@ -149,7 +149,7 @@ func ofNetwork(f backend.Filter) []expr.Any { return match(vni(), equal(be24(f.V
 
 func vni() expr.Any { return load(expr.PayloadBaseTransportHeader, atVNI, 3, reg1) }
 
-// toUs matches packets to an address of this host at which VXLAN arrives. Asking the routes costs ten times as much.
+// toUs matches packets to an address of this host at which VXLAN arrives. Asking the routes (fib) costs more.
 func toUs(f backend.Filter) []expr.Any {
 	return append(nfproto(f.Outer6), address(f.Outer6, false), inSet(backend.SetOuter+outerDigit(f)))
 }
