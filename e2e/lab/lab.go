@@ -40,7 +40,10 @@ const Patience = 40 * time.Second
 // New makes the switch. The caller closes the lab.
 func New(name, dir, binaries string) (*Lab, error) {
 	l := &Lab{Name: name, Dir: dir, Binaries: binaries}
-	var err error
+	err := depend()
+	if err != nil {
+		return nil, err
+	}
 	if l.underlay, err = NewNetns(l.scoped("underlay")); err != nil {
 		return nil, err
 	}
