@@ -143,7 +143,7 @@ func (j *job) open(host netlink.Link) error {
 // pod then says first must find the port open. A port of a bridge needs no address, and with IPv6 each would cost all others
 // some time: the kernel gives it one, tells the pod and walks all routes.
 func (j *job) raise(host netlink.Link) error {
-	if err := knob("ipv6", j.link, "disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) { // unless the kernel has none
+	if err := turn("ipv6", j.link, map[string]string{"disable_ipv6": "1"}); err != nil && !errors.Is(err, fs.ErrNotExist) { // unless the kernel has none
 		return err
 	}
 	if err := j.kernel.LinkSetUp(host); err != nil {

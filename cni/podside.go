@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
@@ -76,21 +75,45 @@ func addRoute(h *netlink.Handle, l netlink.Link, r *types.Route) error {
 func (j *job) tune(addrs []address) error {
 	has := slices.ContainsFunc(addrs, func(a address) bool { return !a.ip.Is4() })
 	known := slices.ContainsFunc(j.node.Networks, func(n netip.Prefix) bool { return !n.Addr().Is4() })
-	err := knob("ipv6", j.ifname, "accept_ra", "0")
+	six := map[string]string{"accept_ra": "0"}
 	switch {
 	case has:
-		err = errors.Join(err, knob("ipv6", j.ifname, "disable_ipv6", "0"), knob("ipv6", j.ifname, "ndisc_notify", "1"))
-	case errors.Is(err, fs.ErrNotExist):
-		err = nil // a kernel without IPv6
+		six["disable_ipv6"], six["ndisc_notify"] = "0", "1"
 	case !known:
-		err = errors.Join(err, knob("ipv6", j.ifname, "disable_ipv6", "1"))
+		six["disable_ipv6"] = "1"
 	}
-	return errors.Join(err, knob("ipv4", j.ifname, "arp_notify", "1"))
+	err := turn("ipv6", j.ifname, six)
+	if !has && errors.Is(err, fs.ErrNotExist) {
+		err = nil // a kernel without IPv6
+	}
+	return errors.Join(err, turn("ipv4", j.ifname, map[string]string{"arp_notify": "1"}))
 }
 
-// knob sets a kernel's switch of a device in the network namespace of the calling thread.
-func knob(family, device, name, value string) error {
-	return os.WriteFile("/proc/sys/net/"+family+"/conf/"+device+"/"+name, []byte(value), 0)
+// turn sets the kernel's switches of a device in the network namespace of the calling thread. The way to them leads past those
+// of all namespaces (fs/proc/proc_sysctl.c, proc_sys_compare): it is gone once.
+func turn(family, device string, knobs map[string]string) error {
+	dir := "/proc/sys/net/" + family + "/conf/" + device
+	at, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(at) //nolint:errcheck // nothing was written to it
+	for name, value := range knobs {
+		if err := writeAt(at, name, value); err != nil {
+			return &fs.PathError{Op: "set", Path: dir + "/" + name, Err: err}
+		}
+	}
+	return nil
+}
+
+// writeAt writes a value to a file of a directory.
+func writeAt(dir int, name, value string) error {
+	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Write(fd, []byte(value))
+	return errors.Join(err, unix.Close(fd))
 }
 
 // announce has the kernel tell the other ports of the bridge where the addresses are now: setting a MAC, be it the same, sends
