@@ -10,6 +10,8 @@ import (
 	"unicode"
 
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/overlayd/overlayd/subnet"
 )
 
 // request is what the runtime asks, in its own words (CNI spec, section "Parameters").
@@ -99,7 +101,7 @@ func (c command) wants(r request, env func(string) string) error {
 	case len(missing) > 0:
 		bad = "missing: " + strings.Join(missing, ", ")
 	case !slices.Contains(c.needs, "CNI_IFNAME"): // then neither counts
-	case !isName(r.container):
+	case !subnet.IsName(r.container):
 		bad = fmt.Sprintf("CNI_CONTAINERID %q: want letters, digits and _ . - behind a letter or digit", r.container)
 	case !isDevice(r.ifname):
 		bad = fmt.Sprintf("CNI_IFNAME %q: want 1 to 15 bytes without / : or space", r.ifname)
@@ -119,7 +121,7 @@ func (c command) takes(name string, input []byte) error {
 	if err := json.Unmarshal(input, &conf); err != nil {
 		return types.NewError(types.ErrDecodingFailure, "network configuration: "+err.Error(), "")
 	}
-	if !isName(conf.Name) {
+	if !subnet.IsName(conf.Name) {
 		return invalid("name %q: want letters, digits and _ . - behind a letter or digit", conf.Name)
 	}
 	asked := "0.1.0" // what had no version yet
@@ -131,17 +133,6 @@ func (c command) takes(name string, input []byte) error {
 			fmt.Sprintf("%s is known in %q", name, versions()[slices.Index(versions(), c.since):]))
 	}
 	return nil
-}
-
-// isName says whether s can be a container ID or the name of a network.
-func isName(s string) bool {
-	for i, c := range []byte(s) {
-		alnum := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
-		if !alnum && (i == 0 || c != '_' && c != '.' && c != '-') {
-			return false
-		}
-	}
-	return s != ""
 }
 
 // isDevice says whether the kernel takes s as the name of a link (net/core/dev.c, dev_valid_name).
