@@ -222,7 +222,7 @@ func (t tableState) clear(family string, wanted []nftSet) []*nl.NetlinkRequest {
 		reqs = append(reqs, req)
 	}
 	for name := range t.sets {
-		if !slices.ContainsFunc(wanted, func(s nftSet) bool { return s.name == name && t.keeps(s) }) {
+		if !t.stays(name, wanted) {
 			remove(unix.NFT_MSG_DELSET, unix.NFTA_SET_NAME, name)
 		}
 	}
@@ -236,6 +236,11 @@ func (t tableState) clear(family string, wanted []nftSet) []*nl.NetlinkRequest {
 func (t tableState) keeps(s nftSet) bool {
 	old, there := t.sets[s.name]
 	return there && old.same(s)
+}
+
+// stays says whether the set of that name is one of those that are wanted, and as wanted.
+func (t tableState) stays(name string, wanted []nftSet) bool {
+	return slices.ContainsFunc(wanted, func(s nftSet) bool { return s.name == name && t.keeps(s) })
 }
 
 // tableRequests make a table, or mend the one that is there: its sets, with what they hold, and its counters stay if they
@@ -320,12 +325,12 @@ func (k *Kernel) goingSets(changes []backend.Change) (map[setID]bool, error) {
 		if err != nil {
 			return nil, err
 		}
-		var stay []nftSet
+		var wanted []nftSet
 		if c.New != nil {
-			stay = setsOf(t)
+			wanted = setsOf(t)
 		}
 		for name := range have.sets {
-			going[setID{t.Family, name}] = !slices.ContainsFunc(stay, func(s nftSet) bool { return s.name == name && have.keeps(s) })
+			going[setID{t.Family, name}] = !have.stays(name, wanted)
 		}
 	}
 	return going, nil
