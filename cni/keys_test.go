@@ -135,6 +135,17 @@ func TestIPv6IsOnlyWhereItIsNeeded(t *testing.T) {
 	}
 }
 
+// TestAPodWithoutIPv6InANetworkThatHasItMayGetIt from somebody else, such as a plugin behind ours.
+func TestAPodWithoutIPv6InANetworkThatHasItMayGetIt(t *testing.T) {
+	theirs(t, "static")
+	h, pod := newHost(t, "10.5.1.0/24", "fd00:5:1::/64"), newSpace(t)
+	c := h.add("c1", pod)
+	c.conf = h.conf("1.0.0", "net", `,"ipam":{"type":"static","addresses":[{"address":"10.5.1.40/24"}]}`)
+	h.do(t, c.with("CNI_PATH", debian))
+	_, err := pod.Output(nil, needed(t, "ip"), "addr", "add", "fd00:5:1::40/64", "dev", "eth0", "nodad")
+	must(t, err)
+}
+
 // reaches says whether a first datagram is answered at once.
 func reaches(t *testing.T, from *lab.Netns, to netip.Addr) bool {
 	t.Helper()
