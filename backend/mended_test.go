@@ -76,6 +76,12 @@ func TestMendedIsWhatAnotherHandDid(t *testing.T) {
 			k.Plant(strayFDB())
 			l.Want(s)
 		}, "- " + stray + "\n"},
+		{"a peer moves and its row is deleted by hand", func(t *testing.T, l *loop, k *backendtest.Fake) {
+			s := three(t)
+			s.Leases[1].PublicIP = netip.MustParseAddr("192.0.2.88")
+			k.Lose(entry(t, k.State(), pair8))
+			l.Want(s)
+		}, "+ element inet overlayd subnets4 { 192.0.2.88 . 10.5.35.0/24 }\n"},
 		{"another VNI: the device is made anew, and its rows again", func(t *testing.T, l *loop, _ *backendtest.Fake) {
 			s := three(t)
 			s.Config.Backend.VNI = 7
