@@ -32,13 +32,15 @@ func strayFDB() backend.Entry {
 	return backend.FDB{Dev: "overlay.1", MAC: subnet.MAC{2, 5: 0x99}, Dst: netip.MustParseAddr("192.0.2.99")}
 }
 
-// TestMendedIsWhatAnotherHandDid, and nothing else that the loop makes.
-func TestMendedIsWhatAnotherHandDid(t *testing.T) {
-	for _, c := range []struct {
-		claim string
-		act   func(*testing.T, *loop, *backendtest.Fake)
-		want  string // mended, in order
-	}{
+// happening changes a settled loop's world, by another hand or not.
+type happening struct {
+	claim string
+	act   func(*testing.T, *loop, *backendtest.Fake)
+	want  string // mended, in order
+}
+
+func happenings(t *testing.T) []happening {
+	return []happening{
 		{"nothing happened", func(*testing.T, *loop, *backendtest.Fake) {}, ""},
 		{"a row deleted by hand", func(t *testing.T, _ *loop, k *backendtest.Fake) { k.Lose(route8(t)) }, "+ " + route8(t).String() + "\n"},
 		{"an element deleted by hand", func(t *testing.T, _ *loop, k *backendtest.Fake) { k.Lose(entry(t, k.State(), pair8)) }, "+ " + pair8 + "\n"},
@@ -97,7 +99,12 @@ func TestMendedIsWhatAnotherHandDid(t *testing.T) {
 			h.Drops = []backend.Chain{{Family: "ip", Table: "filter", Name: "FORWARD", Iptables: true}}
 			k.Become(h)
 		}, ""},
-	} {
+	}
+}
+
+// TestMendedIsWhatAnotherHandDid, and nothing else that the loop makes.
+func TestMendedIsWhatAnotherHandDid(t *testing.T) {
+	for _, c := range happenings(t) {
 		t.Run(c.claim, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l, k := settled(t)
