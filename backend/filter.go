@@ -252,11 +252,8 @@ func (s Stray) String() string {
 	return fmt.Sprintf("element %s %s %s { 0x%x-0x%x }", s.Family, TableName, s.Set, s.First, s.Last)
 }
 
-// Chain is somebody else's base chain at the forward hook that drops what it does not accept.
-type Chain struct {
-	Family, Table, Name string
-	Iptables            bool // made by iptables-nft, which can print a rule of ours in it
-}
+// Chain is one of somebody else's.
+type Chain struct{ Family, Table, Name string }
 
 func (c Chain) String() string { return fmt.Sprintf("%s %s %s", c.Family, c.Table, c.Name) }
 
@@ -320,7 +317,7 @@ func (p *planner) filter(own subnet.Lease, s subnet.Snapshot) {
 		p.pods(own)
 	}
 	for _, c := range h.Drops {
-		if c.Iptables && h.Bridge != "" {
+		if h.Bridge != "" {
 			p.rows.Add(Accept{Chain: c, In: true, Dev: h.Bridge}, Accept{Chain: c, Dev: h.Bridge})
 		}
 	}

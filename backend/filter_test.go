@@ -279,7 +279,7 @@ func TestAMovedPeersPairIsAltered(t *testing.T) {
 	}
 }
 
-func TestPlanPutsAcceptsOnlyWhereIptablesCanPrintThem(t *testing.T) {
+func TestPlanPutsAcceptsIntoChainsOfIptables(t *testing.T) {
 	ours := func(s backend.State) string {
 		var b strings.Builder
 		for _, e := range s.Entries() {
@@ -291,9 +291,8 @@ func TestPlanPutsAcceptsOnlyWhereIptablesCanPrintThem(t *testing.T) {
 	}
 	h := host()
 	h.Drops = []backend.Chain{
-		{Family: "ip", Table: "filter", Name: "FORWARD", Iptables: true},
-		{Family: "ip6", Table: "filter", Name: "DOCKER-USER", Iptables: true},
-		{Family: "inet", Table: "mine", Name: "forward"},
+		{Family: "ip", Table: "filter", Name: "FORWARD"},
+		{Family: "ip6", Table: "filter", Name: "DOCKER-USER"},
 	}
 	checkText(t, ours(backend.Plan(h, three(t))), `rule ip filter FORWARD iifname ovl0 accept comment overlayd
 rule ip filter FORWARD oifname ovl0 accept comment overlayd

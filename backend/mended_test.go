@@ -96,7 +96,7 @@ func happenings(t *testing.T) []happening {
 		}, ""},
 		{"a chain that drops what is forwarded", func(_ *testing.T, _ *loop, k *backendtest.Fake) {
 			h := host()
-			h.Drops = []backend.Chain{{Family: "ip", Table: "filter", Name: "FORWARD", Iptables: true}}
+			h.Drops = []backend.Chain{{Family: "ip", Table: "filter", Name: "FORWARD"}}
 			k.Become(h)
 		}, ""},
 	}

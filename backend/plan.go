@@ -26,9 +26,10 @@ type Host struct {
 	Untracked  bool           // connections inside the network are not tracked
 	AntiSpoof  bool
 
-	Drops   []Chain           // of others, at the forward hook
-	Dropped map[string]uint64 // packets that our rules dropped, by reason
-	PathMTU []PathMTU         // that the kernel has learned
+	Drops     []Chain           // of iptables, which need rules of ours
+	Obstacles []Obstacle        // chains of others that drop what is ours
+	Dropped   map[string]uint64 // packets that our rules dropped, by reason
+	PathMTU   []PathMTU         // that the kernel has learned
 }
 
 // PathMTU is what the kernel has learned of the way to an address, in bytes.

@@ -100,6 +100,7 @@ func peerActs() []act {
 		{name: "neighbour deleted", do: "ip neigh del 10.5.35.0 dev overlay.1", see: seeNeigh, want: wantNeigh, kind: "neigh", mended: `\+ ` + mendedNeigh, gone: goneNeigh},
 		{name: "IPv6 neighbour deleted", do: "ip neigh del {vtep6} dev overlay.1", see: seeNeigh, want: wantNeigh6, kind: "neigh", mended: `\+ {vtep6} dev`, gone: goneNeigh6},
 		{name: "neighbour altered", do: "ip neigh replace 10.5.35.0 lladdr 02:00:00:00:00:99 nud permanent dev overlay.1", see: seeNeigh, want: wantNeigh, kind: "neigh", mended: `~ ` + mendedNeigh},
+		{name: "neighbour that may age", do: "ip neigh change 10.5.35.0 nud reachable dev overlay.1", see: seeNeigh, want: wantNeigh, kind: "neigh", mended: `[~+] ` + mendedNeigh},
 		{name: "neighbours flushed", calm: true, do: "ip neigh flush dev overlay.1 nud permanent", see: seeNeigh, want: wantNeigh, kind: "neigh", mended: `\+ ` + mendedNeigh, gone: goneNeigh + "|" + goneNeigh6},
 		{name: "FDB entry deleted", do: "bridge fdb del {peermac} dev overlay.1", see: seeFDB, want: wantFDB, kind: "fdb", mended: `\+ {peermac} dev overlay.1`, gone: goneFDB},
 		{name: "FDB entry altered", do: "bridge fdb replace {peermac} dev overlay.1 dst 192.0.2.99 self permanent", see: seeFDB, want: wantFDB, kind: "fdb", mended: `~ {peermac} dev overlay.1`},

@@ -102,6 +102,14 @@ func firewallActs() []act {
 			undo:  "{remedy}",
 		},
 		{name: "its chain deleted", do: "nft delete table inet handmade", see: seeRoute, want: wantRoute},
+		{name: "iptables -A FORWARD -j REJECT", do: "iptables -A FORWARD -j REJECT", see: "iptables -S FORWARD", want: `-i ovl0 .*-j ACCEPT(.|\n)*-j REJECT`},
+		{name: "iptables -F FORWARD, and all accepted", do: "iptables -F FORWARD", see: "iptables -S FORWARD | grep -c ovl0 || true", want: `^0$`, gone: `filter FORWARD`},
+		{
+			name: "iptables INPUT that drops VXLAN", do: "iptables -A INPUT -p tcp -j ACCEPT; iptables -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT; iptables -P INPUT DROP", see: seeRoute, want: wantRoute,
+			named: `nft chain ip filter INPUT drops VXLAN from peers such as 192.0.2.8 \(udp port 8472\); to open it: iptables -I INPUT -p udp --dport 8472 -j ACCEPT`,
+			undo:  "{remedy}",
+		},
+		{name: "iptables -P INPUT ACCEPT", do: "iptables -P INPUT ACCEPT; iptables -F INPUT", see: seeRoute, want: wantRoute},
 	}
 }
 

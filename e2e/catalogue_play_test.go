@@ -142,7 +142,7 @@ func (s *scene) takeAway(a act) error {
 	script := a.undo
 	if strings.Contains(script, "{remedy}") {
 		text, _ := s.host.Overlayd("status")
-		m := regexp.MustCompile(`cut off: (nft .*)`).FindStringSubmatch(text)
+		m := regexp.MustCompile(`to open it: (.*)`).FindStringSubmatch(text)
 		if m == nil {
 			return fmt.Errorf("status says nothing that can be done:\n%s", text)
 		}

@@ -19,6 +19,7 @@ need podman podman runc # real callers of the plugin
 need containerd containerd
 need runc runc
 need strace strace # kills the plugin at its system calls, and counts them
+[ -z "${CI-}" ] || { need firewalld firewalld; need dbus-daemon dbus; } # on a machine in use it would start and shut the door
 need gcc gcc libc6-dev # the race detector is linked by it
 [ "${1-}" != bench ] || need iperf3 iperf3 # the judge of throughput; tests do without
 [ -n "$missing" ] || exit 0

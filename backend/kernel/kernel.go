@@ -149,7 +149,7 @@ func (k *Kernel) read() (backend.Host, backend.State, error) {
 	if err := k.readRows(m, s); err != nil {
 		return h, nil, err
 	}
-	if err := k.readFilter(&h, s); err != nil {
+	if err := k.readFilter(m, &h, s); err != nil {
 		return h, nil, err
 	}
 	if h.Pods, err = m.pods(s); err != nil {

@@ -3,7 +3,10 @@ package kernel
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -35,56 +38,154 @@ func familyName(number uint8) string {
 	return fmt.Sprint(number)
 }
 
-// readForeign looks for base chains of others that drop what they forward and do not accept, and for our rules in them.
-func (k *Kernel) readForeign(h *backend.Host, s backend.State) error {
+// readForeign looks for base chains of others that drop what is ours, and for our rules in them.
+func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error {
 	chains, err := k.readChains()
 	if err != nil {
 		return err
 	}
+	probes := probesOf(m, *h, s)
 	for _, c := range chains {
 		routed := c.family == unix.NFPROTO_IPV4 || c.family == unix.NFPROTO_IPV6 || c.family == unix.NFPROTO_INET
-		if c.kind != "filter" || c.hook != unix.NF_INET_FORWARD || !routed || c.table == backend.TableName {
+		if c.kind != "filter" || !routed || c.table == backend.TableName {
 			continue
 		}
-		found := backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}
-		found.Iptables = c.table == iptablesTable && c.name == iptablesForward && c.family != unix.NFPROTO_INET
-		if !found.Iptables && c.policy != nfDrop {
-			continue
-		}
-		rules, err := k.rulesOf(c.family, c.table, c.name)
-		if err != nil {
-			return err
-		}
-		accepts(s, found, rules)
-		if found.Iptables && slices.ContainsFunc(rules, visitsDocker) {
-			found.Name = dockerUser
-			if rules, err = k.rulesOf(c.family, c.table, dockerUser); err != nil {
+		if c.hook == unix.NF_INET_FORWARD && c.table == iptablesTable && c.name == iptablesForward && c.family != unix.NFPROTO_INET {
+			if err := k.readIptables(c, probes, h, s); err != nil {
 				return err
 			}
-			accepts(s, found, rules)
 		}
-		if c.policy == nfDrop && (found.Iptables || !lets(rules, true, h.Bridge) || !lets(rules, false, h.Bridge)) {
-			h.Drops = append(h.Drops, found)
+		for _, p := range probes {
+			if int32(p.hook) != c.hook || !c.sees(p.packet) || !k.follow(c, p, nil) {
+				continue
+			}
+			o := backend.Obstacle{
+				Chain: backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}, Hook: p.name, Tool: toolOf(c, chains), Peer: p.peer,
+			}
+			same := func(other backend.Obstacle) bool { return other.Chain == o.Chain && other.Hook == o.Hook }
+			if !slices.ContainsFunc(h.Obstacles, same) {
+				h.Obstacles = append(h.Obstacles, o)
+			}
 		}
 	}
 	return nil
 }
 
-// accepts adds our rules among those of a chain.
-func accepts(s backend.State, chain backend.Chain, rules []*nftables.Rule) {
+// readIptables looks at iptables' chain for forwarded packets: where our rules are in it, and whether it needs them.
+func (k *Kernel) readIptables(c chainState, probes []probe, h *backend.Host, s backend.State) error {
+	found := backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}
+	rules, err := k.rulesOf(c.family, c.table, c.name)
+	if err != nil {
+		return err
+	}
+	addAccepts(s, found, rules)
+	if slices.ContainsFunc(rules, visitsDocker) {
+		found.Name = dockerUser
+		if rules, err = k.rulesOf(c.family, c.table, dockerUser); err != nil {
+			return err
+		}
+		addAccepts(s, found, rules)
+	}
+	needs := func(p probe) bool {
+		return p.hook == unix.NF_INET_FORWARD && c.sees(p.packet) && k.follow(c, p, func(r *nftables.Rule) bool { return commentOf(r.UserData) == acceptComment })
+	}
+	if c.policy == nfDrop || slices.ContainsFunc(probes, needs) {
+		h.Drops = append(h.Drops, found)
+	}
+	return nil
+}
+
+// follow says whether the chain drops the probe for certain.
+func (k *Kernel) follow(c chainState, p probe, past func(*nftables.Rule) bool) bool {
+	w := walk{kernel: k, family: c.family, table: c.table, packet: p.packet, past: past, sets: map[string][]setElement{}}
+	return w.base(c)
+}
+
+// sees says whether packets of that family come to the chain.
+func (c chainState) sees(p packet) bool {
+	return c.family == unix.NFPROTO_INET || c.family == p.family()
+}
+
+// toolOf says who made the chain.
+func toolOf(c chainState, all []chainState) string {
+	switch {
+	case c.table == "firewalld":
+		return "firewalld"
+	case c.table != iptablesTable || c.family == unix.NFPROTO_INET || c.name != strings.ToUpper(c.name): // FORWARD, INPUT, OUTPUT
+		return ""
+	case slices.ContainsFunc(all, func(other chainState) bool { return other.family == c.family && strings.HasPrefix(other.name, "ufw") }):
+		return "ufw"
+	}
+	return "iptables"
+}
+
+// probe is a packet of the overlay that others' chains at a hook are asked about.
+type probe struct {
+	packet
+	hook uint32
+	name backend.Hook
+	peer netip.Addr
+}
+
+// probesOf makes those that this host sees now: between a pod here and one behind each kind of way, and VXLAN of a peer. What
+// pods speak is taken as TCP to a port that nobody lets through by its number.
+func probesOf(m machine, h backend.Host, s backend.State) []probe {
+	devices := map[string]device{}
+	for index, name := range m.names {
+		devices[name] = device{name, uint32(index)}
+	}
+	var vxlan backend.VXLAN
+	type way struct { // its kind: one probe there and back is enough
+		dev string
+		six bool
+	}
+	pods, remote, vteps := map[bool]netip.Addr{}, map[way]backend.Route{}, []netip.Addr{}
+	for _, e := range s {
+		switch e := e.(type) {
+		case backend.VXLAN:
+			vxlan = e
+		case backend.FDB:
+			vteps = append(vteps, e.Dst)
+		case backend.Addr:
+			if e.Dev == h.Bridge {
+				pods[e.Prefix.Addr().Is6()] = e.Prefix.Addr().Next()
+			}
+		case backend.Route:
+			w := way{e.Dev, e.Dst.Addr().Is6()}
+			if other, ok := remote[w]; e.Via.IsValid() && (!ok || e.Dst.Addr().Less(other.Dst.Addr())) {
+				remote[w] = e
+			}
+		}
+	}
+	var all []probe
+	bridge := devices[h.Bridge]
+	order := func(a, b way) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) }
+	for _, w := range slices.SortedFunc(maps.Keys(remote), order) {
+		r := remote[w]
+		here, there, dev := pods[w.six], r.Dst.Addr().Next().Next(), devices[w.dev]
+		if bridge.index == 0 || !here.IsValid() {
+			continue
+		}
+		forth := packet{in: bridge, out: dev, src: here, dst: there, protocol: unix.IPPROTO_TCP, port: 1, state: stateNew}
+		back := packet{in: dev, out: bridge, src: there, dst: here, protocol: unix.IPPROTO_TCP, port: 1, state: stateNew}
+		all = append(all, probe{forth, unix.NF_INET_FORWARD, backend.HookForward, there}, probe{back, unix.NF_INET_FORWARD, backend.HookForward, there})
+	}
+	if len(vteps) > 0 && vxlan.Local.IsValid() {
+		vtep, dev := slices.MinFunc(vteps, netip.Addr.Compare), devices[vxlan.Dev]
+		in := packet{in: dev, src: vtep, dst: vxlan.Local, protocol: unix.IPPROTO_UDP, port: vxlan.Port, state: stateUntracked, local: true}
+		out := packet{out: dev, src: vxlan.Local, dst: vtep, protocol: unix.IPPROTO_UDP, port: vxlan.Port, state: stateUntracked}
+		all = append(all, probe{in, unix.NF_INET_LOCAL_IN, backend.HookInput, vtep}, probe{out, unix.NF_INET_LOCAL_OUT, backend.HookOutput, vtep})
+	}
+	return all
+}
+
+// addAccepts adds our rules among those of a chain.
+func addAccepts(s backend.State, chain backend.Chain, rules []*nftables.Rule) {
 	for _, r := range rules {
 		if in, dev, ok := acceptOf(r); ok && commentOf(r.UserData) == acceptComment {
 			s.Add(backend.Accept{Chain: chain, In: in, Dev: dev})
 		}
 	}
-}
-
-// lets says whether one of the rules accepts all from the device, or without in all to it.
-func lets(rules []*nftables.Rule, in bool, dev string) bool {
-	return slices.ContainsFunc(rules, func(r *nftables.Rule) bool {
-		way, name, ok := acceptOf(r)
-		return ok && way == in && name == dev
-	})
 }
 
 // visitsDocker says whether the rule sends all packets through Docker's chain for admins.

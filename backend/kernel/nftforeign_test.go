@@ -119,48 +119,150 @@ func TestIptablesOfBothFamilies(t *testing.T) {
 	checkText(t, "ip6tables -S FORWARD", strings.TrimSpace(string(text)), "-P FORWARD DROP\n"+strings.Join(ourRules("FORWARD"), "\n"))
 }
 
-// TestAHandMadeChainThatDropsIsNamed until it accepts our bridge both ways: a rule of ours in it would be lost with the
-// next reload of what the admin has on disk.
-func TestAHandMadeChainThatDropsIsNamed(t *testing.T) {
+// TestWhatIptablesDropsIsNamed, with what iptables says in words of its own; chains for forwarded packets get our rules.
+func TestWhatIptablesDropsIsNamed(t *testing.T) {
 	k, network := open(t), backendtest.Network(t)
-	t.Cleanup(func() { nft(t, "add table inet mine; delete table inet mine") })
-	const chain = "table inet mine { chain fw { type filter hook forward priority 5; policy drop; %s }; }"
-	nft(t, fmt.Sprintf(chain, ""))
 	pass(t, k, network)
-	drops := []backend.Chain{{Family: "inet", Table: "mine", Name: "fw"}}
 	for _, c := range []struct {
-		claim, rules string
-		want         []backend.Chain
+		claim string
+		rules []string
+		want  string // obstacles
+		ours  bool   // our rules are put in
 	}{
-		{"nothing accepted", "", drops},
-		{"one way", `iifname "ovl0" accept;`, drops},
-		{"the other way", `oifname "ovl0" counter accept;`, drops},
-		{"both ways", `iifname "ovl0" counter accept; oifname "ovl0" accept comment "pods";`, nil},
-		{"both ways for another device", `iifname "ovl1" accept; oifname "ovl1" accept;`, drops},
-		{"not from our device", `iifname != "ovl0" accept; oifname "ovl0" accept;`, drops},
-		{"both ways for some packets", `iifname "ovl0" tcp dport 80 accept; oifname "ovl0" accept;`, drops},
-		{"both ways, but dropped", `iifname "ovl0" drop; oifname "ovl0" drop;`, drops},
-		{"both ways, but by number", `meta iif 1 accept; meta oif 1 accept;`, drops},
+		{"input with what hosts usually let in", []string{"-P INPUT DROP", "-A INPUT -i lo -j ACCEPT", "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", "-A INPUT -p tcp --dport 22 -j ACCEPT"}, "iptables INPUT", false},
+		{"our port let in", []string{"-P INPUT DROP", "-A INPUT -p udp -m udp --dport 8472 -m comment --comment overlay -j ACCEPT"}, "", false},
+		{"a range of ports let in", []string{"-P INPUT DROP", "-A INPUT -p udp --dport 8000:9000 -j ACCEPT"}, "", false},
+		{"another range", []string{"-P INPUT DROP", "-A INPUT -p udp --dport 8000:8471 -j ACCEPT", "-A INPUT -p udp ! --dport 8472 -j ACCEPT"}, "iptables INPUT", false},
+		{"ports in a list that we cannot read", []string{"-P INPUT DROP", "-A INPUT -p udp -m multiport --dports 53,8472 -j ACCEPT"}, "", false},
+		{"what is not tracked let in", []string{"-P INPUT DROP", "-A INPUT -m conntrack --ctstate UNTRACKED -j ACCEPT"}, "", false},
+		{"what is not new let in", []string{"-P INPUT DROP", "-A INPUT -m conntrack ! --ctstate NEW -j ACCEPT"}, "", false},
+		{"what is for this host", []string{"-P INPUT DROP", "-A INPUT -m addrtype --dst-type LOCAL -j ACCEPT"}, "", false},
+		{"what is for all", []string{"-P INPUT DROP", "-A INPUT -m addrtype --dst-type BROADCAST -j ACCEPT"}, "iptables INPUT", false},
+		{"rejected at the end", []string{"-A INPUT -p tcp --dport 22 -j ACCEPT", "-A INPUT -j LOG", "-A INPUT -j REJECT"}, "iptables INPUT", false},
+		{"made by ufw", []string{"-P INPUT DROP", "-N ufw-before-input", "-A INPUT -j ufw-before-input", "-A ufw-before-input -p icmp -j ACCEPT"}, "ufw INPUT", false},
+		{"output", []string{"-P OUTPUT DROP"}, "iptables OUTPUT", false},
+		{"forwarded ones dropped", []string{"-P FORWARD DROP"}, "", true},
+		{"forwarded ones rejected at the end", []string{"-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT", "-A FORWARD -j REJECT"}, "", true},
+		{"forwarded ones let through by their address", []string{"-A FORWARD -s 10.5.0.0/16 -d 10.5.0.0/16 -j ACCEPT", "-A FORWARD -j REJECT"}, "", false},
+		{"forwarded ones let through but for some", []string{"-A FORWARD -s 203.0.113.0/24 -j DROP"}, "", false},
 	} {
-		nft(t, "add table inet mine; delete table inet mine; "+fmt.Sprintf(chain, c.rules))
+		for _, rule := range c.rules {
+			iptables(t, rule)
+		}
+		pass(t, k, network)
 		h, _, err := k.Read()
 		must(t, err)
-		if !slices.Equal(h.Drops, c.want) {
-			t.Errorf("%s: %v, want %v", c.claim, h.Drops, c.want)
+		got := ""
+		for _, o := range h.Obstacles {
+			got += o.Tool + " " + o.Chain.Name
+		}
+		if got != c.want {
+			t.Errorf("%s: named is %q, want %q", c.claim, got, c.want)
+		}
+		if put := strings.Contains(iptables(t, "-S FORWARD"), "overlayd"); put != c.ours {
+			t.Errorf("%s: our rules are there: %v, want %v", c.claim, put, c.ours)
+		}
+		nft(t, "delete table ip filter")
+		pass(t, k, network)
+	}
+}
+
+// TestADropBeforeOurRulesIsNamed: they stay where they are, for it may be somebody's will.
+func TestADropBeforeOurRulesIsNamed(t *testing.T) {
+	k, network := open(t), backendtest.Network(t)
+	cleanIptables(t)
+	iptables(t, "-P FORWARD DROP")
+	pass(t, k, network)
+	iptables(t, "-I FORWARD -o overlay.1 -j DROP")
+	if made := pass(t, k, network); len(made) > 0 {
+		t.Errorf("changed\n%s", lines(made))
+	}
+	h, _, err := k.Read()
+	must(t, err)
+	if len(h.Obstacles) != 1 || !strings.Contains(h.Obstacles[0].Remedy(h, 8472), "iptables -S FORWARD") {
+		t.Errorf("named are %v", h.Obstacles)
+	}
+}
+
+// TestAChainThatDropsIsNamed for certain drops only: it is followed rule by rule with a packet of ours, and what cannot be
+// judged may let that through. A rule of ours in it would be lost with the next reload of what the admin has on disk.
+func TestAChainThatDropsIsNamed(t *testing.T) {
+	k, network := open(t), backendtest.Network(t)
+	t.Cleanup(func() { nft(t, "add table inet mine; delete table inet mine") })
+	pass(t, k, network)
+	const forward, input, output = "forward", "input", "output"
+	for _, c := range []struct{ claim, hook, policy, rules, want string }{
+		{"nothing accepted", forward, "drop", "", forward},
+		{"one way", forward, "drop", `iifname "ovl0" accept;`, forward},
+		{"the other way", forward, "drop", `oifname "ovl0" counter accept;`, forward},
+		{"both ways", forward, "drop", `iifname "ovl0" counter accept; oifname "ovl0" accept comment "pods";`, ""},
+		{"both ways for another device", forward, "drop", `iifname "ovl1" accept; oifname "ovl1" accept;`, forward},
+		{"not from our device", forward, "drop", `iifname != "ovl0" accept; oifname "ovl0" accept;`, forward},
+		{"both ways for some packets", forward, "drop", `iifname "ovl0" tcp dport 80 accept; oifname "ovl0" accept;`, forward},
+		{"both ways, but dropped", forward, "drop", `iifname "ovl0" drop; oifname "ovl0" drop;`, forward},
+		{"both ways, but by number", forward, "drop", `meta iif 1 accept; meta oif 1 accept;`, forward},
+		{"connections that exist", forward, "drop", `ct state { established, related } accept; ct state established,related accept;`, forward},
+		{"by a map of states", forward, "drop", `ct state vmap { established : accept, new : accept };`, ""},
+		{"by a map of states that leaves it out", forward, "drop", `ct state vmap { established : accept, invalid : drop };`, forward},
+		{"by a map of devices", forward, "drop", `iifname vmap { "ovl0" : accept, "overlay.1" : accept };`, ""},
+		{"dropped by a map", forward, "accept", `iifname vmap { "lo" : accept, "ovl0" : drop };`, forward},
+		{"the pool", forward, "drop", `meta nfproto ipv6 accept; ip saddr 10.5.0.0/16 ip daddr 10.5.0.0/16 accept;`, ""},
+		{"the pool in a set", forward, "drop", `meta nfproto ipv6 accept; ip saddr { 10.4.0.0/16, 10.5.0.0/16, 10.7.0.0-10.9.0.0 } accept;`, ""},
+		{"another network", forward, "drop", `ip saddr 10.6.0.0/16 accept;`, forward},
+		{"other networks in a set", forward, "drop", `ip saddr { 10.4.0.0/16, 10.6.0.0/16 } accept;`, forward},
+		{"other networks in a set, inverted", forward, "drop", `meta nfproto ipv6 accept; ip saddr != { 10.4.0.0/16, 10.6.0.0/16 } accept;`, ""},
+		{"all devices of a name", forward, "drop", `iifname "ov*" accept;`, ""},
+		{"all of TCP", forward, "drop", `meta l4proto tcp accept;`, ""},
+		{"a mark that we do not know", forward, "drop", `meta mark 7 accept;`, ""},
+		{"at a rate", forward, "drop", `limit rate 5/second accept;`, ""},
+		{"an accepting chain that rejects at its end", forward, "accept", `ct state established accept; reject with icmpx type admin-prohibited;`, forward},
+		{"an accepting chain that drops first", forward, "accept", `counter log prefix "no: " drop; accept;`, forward},
+		{"an accepting chain that drops some", forward, "accept", `ip saddr 203.0.113.0/24 drop; meta mark 7 drop; tcp dport 22 drop;`, ""},
+
+		{"all but the loopback", input, "drop", `iif lo accept;`, input},
+		{"our port", input, "drop", `udp dport 8472 accept;`, ""},
+		{"our port among others", input, "drop", `udp dport { 53, 4789, 8472 } accept;`, ""},
+		{"our port in a range", input, "drop", `udp dport 8000-9000 accept;`, ""},
+		{"other ports", input, "drop", `tcp dport 8472 accept; udp dport { 53, 4789 } accept; udp dport 8000-8471 accept;`, input},
+		{"the hosts' network", input, "drop", `ip saddr 192.0.2.0/24 accept;`, ""},
+		{"other hosts' network", input, "drop", `ip saddr 198.51.100.0/24 accept;`, input},
+		{"connections that exist, which ours are not", input, "drop", `ct state established,related accept; ct mark 1 accept; ct status dnat accept;`, input},
+		{"what is not tracked", input, "drop", `ct state untracked accept;`, ""},
+		{"our port refused by name", input, "accept", `udp dport 8472 drop;`, input},
+		{"after a chain that does not return", input, "drop", `goto zone; udp dport 8472 accept;`, input},
+		{"after a chain that returns", input, "drop", `jump zone; udp dport 8472 accept;`, ""},
+		{"in another chain", input, "drop", `jump open;`, ""},
+		{"in a chain for others", input, "drop", `iifname "lo" jump open;`, input},
+
+		{"VXLAN to peers", output, "drop", `oifname "lo" accept;`, output},
+		{"VXLAN to peers let through", output, "drop", `udp dport 8472 accept;`, ""},
+	} {
+		nft(t, fmt.Sprintf("add table inet mine; delete table inet mine; table inet mine { chain zone { iifname \"lo\" return; ip protocol icmp accept; }; chain open { udp dport 8472 accept; };"+
+			" chain fw { type filter hook %s priority 5; policy %s; %s }; }", c.hook, c.policy, c.rules))
+		h, _, err := k.Read()
+		must(t, err)
+		got := ""
+		for _, o := range h.Obstacles {
+			if o.Chain != (backend.Chain{Family: "inet", Table: "mine", Name: "fw"}) {
+				t.Errorf("%s: %v is in the way", c.claim, o)
+			}
+			got += string(o.Hook)
+		}
+		if got != c.want {
+			t.Errorf("%s at %s: dropped at %q, want %q: %v", c.claim, c.hook, got, c.want, h.Obstacles)
 		}
 		if made := pass(t, k, network); len(made) > 0 {
 			t.Errorf("%s: changed\n%s", c.claim, lines(made))
 		}
 	}
 	for _, harmless := range []string{
-		"table inet mine { chain fw { type filter hook forward priority 5; policy accept; drop; }; }",
-		"table inet mine { chain fw { type filter hook input priority 5; policy drop; iif lo accept; }; }",
 		"table inet mine { chain fw { drop; }; }",
+		"table ip6 mine { chain fw { type filter hook input priority 5; policy drop; }; }; delete table ip6 mine",
 		"table bridge mine { chain fw { type filter hook forward priority 5; policy drop; }; }; delete table bridge mine",
 	} {
 		nft(t, "add table inet mine; delete table inet mine; "+harmless)
-		if h, _, err := k.Read(); err != nil || len(h.Drops) > 0 {
-			t.Errorf("%s: %v (%v), want none named", harmless, h.Drops, err)
+		if h, _, err := k.Read(); err != nil || len(h.Obstacles) > 0 {
+			t.Errorf("%s: %v (%v), want none named", harmless, h.Obstacles, err)
 		}
 	}
 }

@@ -204,11 +204,11 @@ func counterOf(attrs []byte) (name string, c counted) {
 	return name, c
 }
 
-// readFilter adds our tables and their elements, and what others' chains do to us.
-func (k *Kernel) readFilter(h *backend.Host, s backend.State) error {
+// readFilter adds our tables and their elements, and what others' chains do to us: to the rows that are there.
+func (k *Kernel) readFilter(m machine, h *backend.Host, s backend.State) error {
 	err := k.readTables(s)
 	if err == nil {
-		err = k.readForeign(h, s)
+		err = k.readForeign(m, h, s)
 	}
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) { // no nf_tables: making the tables will say so
 		err = nil

@@ -36,7 +36,7 @@ func watch(t *testing.T) *watched {
 			<-*hold
 		}
 	}
-	nowhere := func(netip.Prefix) bool { return false }
+	nowhere := kernel.Near{Route: func(netip.Prefix) bool { return false }, VTEP: func(netip.Addr) bool { return false }}
 	go func() { ended <- kernel.Watch(ctx, nowhere, kick, func(err error) { t.Errorf("lost: %v", err) }) }()
 	t.Cleanup(func() {
 		cancel()

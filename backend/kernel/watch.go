@@ -20,8 +20,8 @@ const watchAgain = 500 * time.Millisecond
 
 // Watch calls kick when something happened in the kernel that may concern us, until the context ends, and returns its
 // error. It is a hint and no more: events get lost (ENOBUFS, which is a kick too), and some changes have none. It sees
-// the network namespace of the thread that calls it. near says of others' routes whether they lead to where peers may be.
-func Watch(ctx context.Context, near func(netip.Prefix) bool, kick func(), lost func(error)) error {
+// the network namespace of the thread that calls it.
+func Watch(ctx context.Context, near Near, kick func(), lost func(error)) error {
 	for {
 		err := watch(ctx, near, kick)
 		if ctx.Err() != nil {
@@ -37,6 +37,12 @@ func Watch(ctx context.Context, near func(netip.Prefix) bool, kick func(), lost 
 	}
 }
 
+// Near tells what concerns us among the much that a busy host's kernel tells.
+type Near struct {
+	Route func(netip.Prefix) bool // whether somebody's route leads to where peers may be
+	VTEP  func(netip.Addr) bool   // whether a neighbour is the inner side of a peer's tunnel
+}
+
 // groups are rtnetlink's multicast groups in which changes of our rows are told. A link that goes down takes nexthops,
 // routes and neighbours along without a word: links count for those too.
 func groups() []int {
@@ -48,7 +54,7 @@ func groups() []int {
 }
 
 // watch reads both sockets until one of them fails.
-func watch(ctx context.Context, near func(netip.Prefix) bool, kick func()) error {
+func watch(ctx context.Context, near Near, kick func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		concerns := func(kind uint16, body []byte) bool { return concerns(kind, body, near) }
@@ -106,14 +112,23 @@ func subscribe(protocol int, groups []int) (*os.File, error) {
 }
 
 // concerns sorts out what a busy host has much of and what is never ours: others' routes, unless a router comes or goes
-// between us and a peer by them, and neighbours that come and go.
-func concerns(kind uint16, body []byte, near func(netip.Prefix) bool) bool {
+// between us and a peer by them, and neighbours that come and go by themselves. A peer's should not.
+func concerns(kind uint16, body []byte, near Near) bool {
 	switch kind {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		p, ok := pathOf(body)
-		return ok && (p.protocol == backend.Protocol || p.dst.Bits() == 0 || p.table == unix.RT_TABLE_MAIN && near(p.dst))
+		return ok && (p.protocol == backend.Protocol || p.dst.Bits() == 0 || p.table == unix.RT_TABLE_MAIN && near.Route(p.dst))
 	case unix.RTM_NEWNEIGH:
-		return len(body) >= unix.SizeofNdMsg && binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0
+		if len(body) < unix.SizeofNdMsg {
+			return false
+		}
+		var addr netip.Addr
+		for kind, value := range attributes(body[unix.SizeofNdMsg:]) {
+			if kind == unix.NDA_DST {
+				addr, _ = netip.AddrFromSlice(value)
+			}
+		}
+		return binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0 || near.VTEP(addr)
 	}
 	return true
 }

@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -18,7 +19,10 @@ func TestWatchKicksForWhatMayConcernUs(t *testing.T) {
 	var kicks atomic.Int64
 	ended := make(chan error, 1)
 	go func() {
-		near := func(p netip.Prefix) bool { return p == netip.MustParsePrefix("192.0.2.8/32") }
+		near := kernel.Near{
+			Route: func(p netip.Prefix) bool { return p == netip.MustParsePrefix("192.0.2.8/32") },
+			VTEP:  func(a netip.Addr) bool { return a == netip.MustParseAddr("10.5.35.0") },
+		}
 		ended <- kernel.Watch(ctx, near, func() { kicks.Add(1) }, func(err error) { t.Errorf("lost: %v", err) })
 	}()
 	must(t, lab.Eventually("the watch begins", func() error {
@@ -45,17 +49,38 @@ func TestWatchKicksForWhatMayConcernUs(t *testing.T) {
 			t.Errorf("ip %s: %v", act, err)
 		}
 	}
-	before := kicks.Load()
 	const times = 50 // a kernel has things of its own to tell meanwhile, but not as many
-	for range times {
-		ip(t, "route add 10.6.0.0/16 dev eth0 proto static")
-		ip(t, "route del 10.6.0.0/16")
-	}
-	if got := kicks.Load() - before; got >= times {
-		t.Errorf("%d kicks for %d strangers' routes, want none of them to kick", got, times)
+	for _, c := range []struct {
+		who   string
+		acts  [2]string
+		kicks bool
+	}{
+		{"a stranger's route", [2]string{"route add 10.6.0.0/16 dev eth0 proto static", "route del 10.6.0.0/16"}, false},
+		{"a neighbour", neighbour("192.0.2.99"), false},
+		{"a peer's VTEP that may age", neighbour("10.5.35.0"), true},
+	} {
+		before := kicks.Load()
+		for range times {
+			ip(t, c.acts[0])
+			ip(t, c.acts[1])
+		}
+		err := lab.Eventually("kicks", func() error {
+			if got := kicks.Load() - before; got < 2*times && c.kicks || got >= times && !c.kicks {
+				return fmt.Errorf("%d for %d changes", got, 2*times)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%s: %v", c.who, err)
+		}
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}
+}
+
+// neighbour comes and goes as the kernel's do.
+func neighbour(addr string) [2]string {
+	return [2]string{"neigh replace " + addr + " lladdr 02:00:00:00:00:02 nud reachable dev eth0", "neigh change " + addr + " nud stale dev eth0"}
 }

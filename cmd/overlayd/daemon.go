@@ -202,7 +202,8 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 	s.loop = backend.NewReconciler(k, backend.DefaultPace(), s.witness.passed)
 	s.group.Go(func() error { return errors.Join(s.loop.Run(ctx), k.Close()) })
 	s.group.Go(func() error {
-		return kernel.Watch(ctx, s.witness.near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
+		near := kernel.Near{Route: s.witness.near, VTEP: s.witness.isVTEP}
+		return kernel.Watch(ctx, near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
 	})
 	s.group.Go(func() error {
 		uplink := func() string { return s.loop.Status().Host.Uplink.Name }

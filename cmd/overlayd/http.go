@@ -157,10 +157,9 @@ func (w *witness) reportDegraded(r *report) {
 	r.degraded("certificates", w.expiry)
 	r.degraded("node file", w.files)
 	r.Degraded = append(r.Degraded, backend.Unreached(w.host, w.last)...)
-	for _, c := range w.host.Drops {
-		if !c.Iptables {
-			r.Degraded = append(r.Degraded, blocked(c, w.options.bridge))
-		}
+	port := w.last.Config.Backend.Port
+	for _, o := range w.host.Obstacles {
+		r.Degraded = append(r.Degraded, fmt.Sprintf("nft chain %s drops %s; to open it: %s", o.Chain, o.Loss(port), o.Remedy(w.host, port)))
 	}
 	if n := w.smallPods(); n != "" {
 		r.Degraded = append(r.Degraded, n)
@@ -183,12 +182,6 @@ func narrow(p backend.PathMTU) string {
 		fate = "are lost"
 	}
 	return fmt.Sprintf("the way to %s takes only packets of %d bytes, larger ones %s: set Backend.MTU to %d (overlayd config set)", p.To, p.MTU, fate, p.MTU)
-}
-
-// blocked says which chain stands in the way, and what opens it: a rule of ours in somebody's table would not be ours to keep.
-func blocked(c backend.Chain, bridge string) string {
-	return fmt.Sprintf("nft chain %s drops what it forwards and does not accept; if pods are cut off: "+
-		"nft insert rule %s iifname %s accept; nft insert rule %s oifname %s accept", c, c, bridge, c, bridge)
 }
 
 // smallPods names pods whose MTU is not the network's: they were attached before it changed.

@@ -228,6 +228,13 @@ func (w *witness) near(p netip.Prefix) bool {
 	return slices.ContainsFunc(w.host.Uplink.OnLink, inside) || p.Contains(w.options.choice.CanReach) || slices.ContainsFunc(w.last.Config.Pools(), pool)
 }
 
+// isVTEP says whether the address is that of a peer's VXLAN device.
+func (w *witness) isVTEP(a netip.Addr) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.last.Leases, func(l subnet.Lease) bool { return l.Subnet.Addr() == a || l.Subnet6.Addr() == a })
+}
+
 // most is how many changes of one pass the log shows in full.
 const most = 20
 
