@@ -44,19 +44,19 @@ func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error 
 	if err != nil {
 		return err
 	}
-	probes := probesOf(m, *h, s)
+	probes, read := probesOf(m, *h, s), k.newReading()
 	for _, c := range chains {
 		routed := c.family == unix.NFPROTO_IPV4 || c.family == unix.NFPROTO_IPV6 || c.family == unix.NFPROTO_INET
 		if c.kind != "filter" || !routed || c.table == backend.TableName {
 			continue
 		}
 		if c.hook == unix.NF_INET_FORWARD && c.table == iptablesTable && c.name == iptablesForward && c.family != unix.NFPROTO_INET {
-			if err := k.readIptables(c, probes, h, s); err != nil {
+			if err := read.iptables(c, probes, h, s); err != nil {
 				return err
 			}
 		}
 		for _, p := range probes {
-			if int32(p.hook) != c.hook || !c.sees(p.packet) || !k.follow(c, p, nil) {
+			if int32(p.hook) != c.hook || !c.sees(p.packet) || !read.drops(c, p, nil) {
 				continue
 			}
 			o := backend.Obstacle{
@@ -71,23 +71,23 @@ func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error 
 	return nil
 }
 
-// readIptables looks at iptables' chain for forwarded packets: where our rules are in it, and whether it needs them.
-func (k *Kernel) readIptables(c chainState, probes []probe, h *backend.Host, s backend.State) error {
+// iptables looks at iptables' chain for forwarded packets: where our rules are in it, and whether it needs them.
+func (r *reading) iptables(c chainState, probes []probe, h *backend.Host, s backend.State) error {
 	found := backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}
-	rules, err := k.rulesOf(c.family, c.table, c.name)
+	rules, err := r.rulesOf(place{c.family, c.table, c.name})
 	if err != nil {
 		return err
 	}
 	addAccepts(s, found, rules)
 	if slices.ContainsFunc(rules, visitsDocker) {
 		found.Name = dockerUser
-		if rules, err = k.rulesOf(c.family, c.table, dockerUser); err != nil {
+		if rules, err = r.rulesOf(place{c.family, c.table, dockerUser}); err != nil {
 			return err
 		}
 		addAccepts(s, found, rules)
 	}
 	needs := func(p probe) bool {
-		return p.hook == unix.NF_INET_FORWARD && c.sees(p.packet) && k.follow(c, p, func(r *nftables.Rule) bool { return commentOf(r.UserData) == acceptComment })
+		return p.hook == unix.NF_INET_FORWARD && c.sees(p.packet) && r.drops(c, p, func(own *nftables.Rule) bool { return commentOf(own.UserData) == acceptComment })
 	}
 	if c.policy == nfDrop || slices.ContainsFunc(probes, needs) {
 		h.Drops = append(h.Drops, found)
@@ -95,9 +95,9 @@ func (k *Kernel) readIptables(c chainState, probes []probe, h *backend.Host, s b
 	return nil
 }
 
-// follow says whether the chain drops the probe for certain.
-func (k *Kernel) follow(c chainState, p probe, past func(*nftables.Rule) bool) bool {
-	w := walk{kernel: k, family: c.family, table: c.table, packet: p.packet, past: past, sets: map[string][]setElement{}}
+// drops says whether the chain drops the probe for certain, with some rules looked over.
+func (r *reading) drops(c chainState, p probe, past func(*nftables.Rule) bool) bool {
+	w := walk{reading: r, family: c.family, table: c.table, packet: p.packet, past: past}
 	return w.base(c)
 }
 

@@ -26,16 +26,53 @@ const (
 	drops
 )
 
+// reading is what was read of others' chains and sets: each of them once.
+type reading struct {
+	kernel *Kernel
+	rules  map[place][]*nftables.Rule
+	sets   map[place][]setElement
+}
+
+// place is where a chain or a set is.
+type place struct {
+	family      uint8
+	table, name string
+}
+
+func (k *Kernel) newReading() *reading {
+	return &reading{kernel: k, rules: map[place][]*nftables.Rule{}, sets: map[place][]setElement{}}
+}
+
+func (r *reading) rulesOf(chain place) ([]*nftables.Rule, error) {
+	rules, ok := r.rules[chain]
+	var err error
+	if !ok {
+		if rules, err = r.kernel.rulesOf(chain.family, chain.table, chain.name); err == nil {
+			r.rules[chain] = rules
+		}
+	}
+	return rules, err
+}
+
+// elementsOf returns nil for a set that cannot be read.
+func (r *reading) elementsOf(set place) []setElement {
+	all, ok := r.sets[set]
+	if !ok {
+		all = r.kernel.elementsOf(set)
+		r.sets[set] = all
+	}
+	return all
+}
+
 // walk follows a packet through somebody's chains.
 type walk struct {
-	kernel *Kernel
+	*reading
 	family uint8
 	table  string
 	packet packet
 	past   func(*nftables.Rule) bool // rules that are looked over; nil: none
 
 	regs  registers
-	sets  map[string][]setElement
 	doubt bool // something that we cannot judge may let the packet through
 	depth int
 }
@@ -53,7 +90,7 @@ func (w *walk) base(c chainState) bool {
 }
 
 func (w *walk) chain(name string) fate {
-	rules, err := w.kernel.rulesOf(w.family, w.table, name)
+	rules, err := w.rulesOf(place{w.family, w.table, name})
 	if err != nil || w.depth == deepest {
 		w.doubt = true
 		return passes
@@ -189,12 +226,7 @@ type setElement struct {
 }
 
 func (w *walk) lookup(e *expr.Lookup) (*expr.Verdict, answer) {
-	all, ok := w.sets[e.SetName]
-	if !ok {
-		all = w.kernel.elementsOf(w.family, w.table, e.SetName)
-		w.sets[e.SetName] = all
-	}
-	found, a := w.regs.among(e.SourceRegister, all)
+	found, a := w.regs.among(e.SourceRegister, w.elementsOf(place{w.family, w.table, e.SetName}))
 
 	const mapped = 0 // the register of verdicts (NFT_REG_VERDICT)
 	switch {
@@ -214,9 +246,9 @@ func (w *walk) lookup(e *expr.Lookup) (*expr.Verdict, answer) {
 }
 
 // elementsOf reads a set of somebody's; nil when it cannot be read.
-func (k *Kernel) elementsOf(family uint8, table, set string) []setElement {
+func (k *Kernel) elementsOf(set place) []setElement {
 	all := []setElement{}
-	err := k.nftDump(unix.NFT_MSG_GETSETELEM, family, table, set, func(_ uint8, attrs []byte) {
+	err := k.nftDump(unix.NFT_MSG_GETSETELEM, set.family, set.table, set.name, func(_ uint8, attrs []byte) {
 		for kind, value := range attributes(attrs) {
 			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				continue
