@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -10,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -23,8 +23,6 @@ type attachment struct {
 	link   string // name of the host's side
 	sum    [sha256.Size]byte
 	ifname string // of the pod's side
-
-	kernel *netlink.Handle // the host's
 }
 
 // newAttachment derives all names from what identifies an attachment (CNI spec, section "Parameters"), so that nothing
@@ -37,101 +35,102 @@ func newAttachment(network, container, ifname string) attachment {
 		link:   "veth" + hex.EncodeToString(sum[:])[:digits],
 		sum:    sum,
 		ifname: ifname,
-		kernel: &netlink.Handle{}, // a socket a request
 	}
 }
 
 const maxAlias = 255 // IFALIASZ - 1
 
 // makeLink makes the pair of devices, the pod's side in the pod at once. The rest of an ADD that was cut off is replaced.
-func (j *job) makeLink() (netlink.Link, error) {
+func (j *job) makeLink() error {
 	err := j.makeVeth()
 	if errors.Is(err, unix.EEXIST) {
-		if err = j.clear(); err != nil {
-			return nil, err
+		if err = j.clear(j.kernel); err != nil {
+			return err
 		}
 		err = j.makeVeth()
 	}
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		if l, lookup := j.kernel.LinkByName(j.link); lookup == nil {
-			return nil, fmt.Errorf("the %s device %s has the name %s: remove it", l.Type(), l.Attrs().Name, j.link)
+		if l, lookup := j.kernel.find(j.link, unix.IFLA_IFNAME); lookup == nil {
+			return fmt.Errorf("the %s device %s has the name %s: remove it", l.kind, l.name, j.link)
 		}
-		return nil, fmt.Errorf("%s already has an interface %s", j.pod.path, j.ifname)
+		return fmt.Errorf("%s already has an interface %s", j.pod.path, j.ifname)
 	case err != nil:
-		return nil, errors.Join(fmt.Errorf("make %s: %w", j.link, err), j.clear())
+		return errors.Join(err, j.clear(j.kernel))
 	}
-	l, err := j.kernel.LinkByName(j.link)
-	if err != nil {
-		return nil, fmt.Errorf("look at %s: %w", j.link, errors.Join(err, j.clear()))
-	}
-	return l, nil
+	return nil
 }
 
-// makeVeth makes the pair, the host's side as a port of the bridge and down. The netlink package takes two messages for that.
+// hostMAC is given when the link is made: then udev leaves it alone.
+func (j *job) hostMAC() subnet.MAC {
+	return subnet.MAC{0x0e, j.sum[0], j.sum[1], j.sum[2], j.sum[3], j.sum[4]}
+}
+
+// makeVeth makes the pair, the host's side as a port of the bridge and down. Asked for one queue the kernel makes one; else as
+// many as it has processors, of which it takes all but one down again (drivers/net/veth.c, veth_init_queues).
 func (j *job) makeVeth() error {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-	mtu := nl.Uint32Attr(uint32(j.mtu))
+	mtu, one := nl.Uint32Attr(uint32(j.mtu)), nl.Uint32Attr(1)
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nl.NewIfInfomsg(unix.AF_UNSPEC).Serialize())
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(j.ifname))
 	peer.AddRtAttr(unix.IFLA_MTU, mtu)
-	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(j.pod.file.Fd())))
-	for _, part := range []nl.NetlinkRequestData{
-		nl.NewIfInfomsg(unix.AF_UNSPEC),
-		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(j.link)),
-		nl.NewRtAttr(unix.IFLA_ADDRESS, []byte{0x0e, j.sum[0], j.sum[1], j.sum[2], j.sum[3], j.sum[4]}), // given now, udev leaves it alone
-		nl.NewRtAttr(unix.IFLA_MTU, mtu),
-		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(j.bridge.Attrs().Index))),
-		info,
-	} {
-		req.AddData(part)
-	}
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	return err
+	peer.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, one)
+	peer.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, one)
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(j.pod.fd)))
+	return j.kernel.do(step{"make " + j.link, named(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, j.link, *nl.NewIfInfomsg(unix.AF_UNSPEC),
+		macAttr(j.hostMAC()), nl.NewRtAttr(unix.IFLA_MTU, mtu), nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, one), nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, one),
+		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(j.bridge.index))), info)})
 }
 
 // clear removes the half of an earlier ADD. One that ended well stays, and is an error.
-func (a attachment) clear() error {
-	l, err := a.find()
+func (a attachment) clear(kernel *conn) error {
+	l, err := a.find(kernel)
 	if err != nil || l == nil {
 		return err
 	}
-	switch l.Attrs().Alias {
+	switch l.alias {
 	case "":
-		return removed(a.kernel.LinkDel(l))
+		return remove(kernel, *l)
 	case a.alias:
 		return types.NewError(codeAttached, fmt.Sprintf("%s is attached already, as %s", a.alias, a.link), "")
 	}
-	return fmt.Errorf("%s is the attachment of %s: two of them have one hash", a.link, l.Attrs().Alias)
+	return fmt.Errorf("%s is the attachment of %s: two of them have one hash", a.link, l.alias)
 }
 
 // find returns the host's side, nil when there is none. Only a veth can be one.
-func (a attachment) find() (netlink.Link, error) {
-	l, err := a.kernel.LinkByName(a.link)
-	var missing netlink.LinkNotFoundError
+func (a attachment) find(kernel *conn) (*link, error) {
+	l, err := kernel.find(a.link, unix.IFLA_IFNAME)
 	switch {
-	case errors.As(err, &missing):
+	case errors.Is(err, errNoLink):
 		return nil, nil //nolint:nilnil // "none" is an answer
 	case err != nil:
-		return nil, fmt.Errorf("look for %s: %w", a.link, err)
-	case l.Type() != "veth" || l.Attrs().Name != a.link:
+		return nil, err
+	case l.kind != "veth" || l.name != a.link:
 		return nil, nil //nolint:nilnil // somebody else's
 	}
-	return l, nil
+	return &l, nil
 }
 
 // detach removes the attachment, and with the link its name and its address. What is not provably ours stays.
-func (a attachment) detach() error {
-	l, err := a.find()
+func (a attachment) detach(kernel *conn) error {
+	l, err := a.find(kernel)
 	if err != nil || l == nil {
 		return err
 	}
-	if alias := l.Attrs().Alias; alias != "" && alias != a.alias {
+	if l.alias != "" && l.alias != a.alias {
 		return nil
 	}
-	return removed(a.kernel.LinkDel(l))
+	return remove(kernel, *l)
+}
+
+// remove takes a link away, and the other end with it.
+func remove(kernel *conn, l link) error {
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(l.index)
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, 0)
+	req.AddData(info)
+	return removed(kernel.do(step{"remove " + l.name, req}))
 }
 
 // removed is the outcome of a removal: what was gone before is no error.
@@ -146,10 +145,10 @@ func removed(err error) error {
 // that want one address one is told that it exists. Given addresses are claimed as they are, then those asked for; for the
 // other families the search begins at a place of this container's own, so that an address just freed is not the next one
 // given.
-func (j *job) claim(l netlink.Link, given []address) ([]address, error) {
+func (j *job) claim(given []address) ([]address, error) {
 	var all []address
 	for _, a := range given {
-		if err := j.claimOne(l, a.ip); err != nil {
+		if err := j.claimOne(a.ip); err != nil {
 			return nil, err
 		}
 		all = append(all, a)
@@ -167,11 +166,11 @@ func (j *job) claim(l netlink.Link, given []address) ([]address, error) {
 		}
 		if !asked[i].IsValid() {
 			open = append(open, i)
-		} else if err := j.claimOne(l, asked[i]); err != nil {
+		} else if err := j.claimOne(asked[i]); err != nil {
 			return nil, err
 		}
 	}
-	found, err := j.search(l, open)
+	found, err := j.search(open)
 	if err != nil {
 		return nil, err
 	}
@@ -186,23 +185,20 @@ func (j *job) claim(l netlink.Link, given []address) ([]address, error) {
 }
 
 // claimOne claims an address that it must be. The error names its holder.
-func (a attachment) claimOne(l netlink.Link, ip netip.Addr) error {
-	err := a.kernel.LinkAddAltName(l, subnet.AltName(ip))
+func (j *job) claimOne(ip netip.Addr) error {
+	err := j.claimAll([]netip.Addr{ip})
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	holder := "somebody"
-	if other, lookup := a.kernel.LinkByName(subnet.AltName(ip)); lookup == nil {
-		holder = other.Attrs().Name
-		if alias := other.Attrs().Alias; alias != "" {
-			holder = alias
-		}
+	if other, lookup := j.kernel.find(subnet.AltName(ip), unix.IFLA_ALT_IFNAME); lookup == nil {
+		holder = cmp.Or(other.alias, other.name)
 	}
 	return types.NewError(codeTaken, fmt.Sprintf("address %s is taken by %s", ip, holder), "")
 }
 
 // search claims an address with one offset in each of the subnets with the given numbers, and returns the offset.
-func (j *job) search(l netlink.Link, numbers []int) (uint64, error) {
+func (j *job) search(numbers []int) (uint64, error) {
 	var subnets []netip.Prefix
 	for _, i := range numbers {
 		subnets = append(subnets, j.node.Subnets[i])
@@ -214,25 +210,28 @@ func (j *job) search(l netlink.Link, numbers []int) (uint64, error) {
 	start := binary.BigEndian.Uint64(j.sum[16:]) % count
 	for i := range count {
 		offset := subnet.FirstPod + (start+i)%count
-		if err := j.claimAll(l, subnets, offset); !errors.Is(err, unix.EEXIST) {
+		var addrs []netip.Addr
+		for _, s := range subnets {
+			addrs = append(addrs, subnet.Addr(s, offset))
+		}
+		if err := j.claimAll(addrs); !errors.Is(err, unix.EEXIST) {
 			return offset, err
 		}
 	}
 	return 0, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("no free address: all %d of %v are in use", count, subnets), "see: overlayd pods")
 }
 
-// claimAll claims the address with the given offset in every subnet, or none.
-func (a attachment) claimAll(l netlink.Link, subnets []netip.Prefix, offset uint64) error {
-	var claimed []netip.Addr
-	for _, s := range subnets {
-		addr := subnet.Addr(s, offset)
-		if err := a.kernel.LinkAddAltName(l, subnet.AltName(addr)); err != nil {
-			for _, c := range claimed {
-				err = errors.Join(err, a.kernel.LinkDelAltName(l, subnet.AltName(c)))
-			}
-			return fmt.Errorf("claim %s: %w", addr, err)
+// claimAll claims all addresses, or none.
+func (j *job) claimAll(addrs []netip.Addr) error {
+	for i, a := range addrs {
+		err := j.kernel.do(step{"claim " + a.String(), altName(unix.RTM_NEWLINKPROP, 0, j.link, subnet.AltName(a))})
+		if err == nil {
+			continue
 		}
-		claimed = append(claimed, addr)
+		for _, c := range addrs[:i] {
+			err = errors.Join(err, j.kernel.do(step{"give back " + c.String(), altName(unix.RTM_DELLINKPROP, 0, j.link, subnet.AltName(c))}))
+		}
+		return err
 	}
 	return nil
 }

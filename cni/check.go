@@ -98,12 +98,13 @@ func (e *expected) made(route *types.Route) bool {
 
 // hostSide says what is wrong on the host.
 func (e *expected) hostSide() error {
-	l, err := e.find()
-	if err != nil {
-		return err
-	}
-	if l == nil {
+	l, err := netlink.LinkByName(e.link)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &missing) || err == nil && (l.Type() != "veth" || l.Attrs().Name != e.link):
 		return fmt.Errorf("host link %s is missing", e.link)
+	case err != nil:
+		return fmt.Errorf("look for %s: %w", e.link, err)
 	}
 	a := l.Attrs()
 	var errs []error
@@ -146,8 +147,8 @@ func (e *expected) wantedMTU() int {
 }
 
 // podSide says what is wrong in the pod, from inside it.
-func (e *expected) podSide(h *netlink.Handle) error {
-	l, err := h.LinkByName(e.ifname)
+func (e *expected) podSide() error {
+	l, err := netlink.LinkByName(e.ifname)
 	if err != nil {
 		return fmt.Errorf("interface %s is missing: %w", e.ifname, err)
 	}
@@ -162,7 +163,7 @@ func (e *expected) podSide(h *netlink.Handle) error {
 	if want := e.wantedMTU(); a.MTU > want {
 		errs = append(errs, fmt.Errorf("interface %s has MTU %d, more than %d", e.ifname, a.MTU, want))
 	}
-	addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", e.ifname, err)
 	}
@@ -171,7 +172,7 @@ func (e *expected) podSide(h *netlink.Handle) error {
 			errs = append(errs, fmt.Errorf("interface %s does not have the address %s", e.ifname, &ip.Address))
 		}
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE) // of all tables
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE) // of all tables
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}

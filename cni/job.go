@@ -9,7 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/subnet"
@@ -21,7 +21,8 @@ type job struct {
 	conf   conf
 	node   subnet.NodeFile
 	pod    *pod
-	bridge netlink.Link
+	kernel *conn // the host's
+	bridge link
 	mtu    int
 	wish   wish
 }
@@ -46,41 +47,41 @@ func newJob(c conf, node subnet.NodeFile, p *pod, r request) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if j.kernel, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return nil, fmt.Errorf("netlink: %w", err)
+	if j.kernel, err = dial(); err != nil {
+		return nil, err
 	}
-	j.bridge, err = j.kernel.LinkByName(name)
+	j.bridge, err = j.kernel.find(name, unix.IFLA_IFNAME)
 	why := ""
 	switch {
-	case err != nil || j.bridge.Attrs().Name != name || j.bridge.Type() != "bridge":
+	case err != nil || j.bridge.name != name || j.bridge.kind != "bridge":
 		why = "bridge " + name + " does not exist: overlayd makes it"
-	case j.bridge.Attrs().Flags&net.FlagUp == 0:
+	case !j.bridge.up:
 		why = "bridge " + name + " is down: overlayd sets it up"
 	default:
 		return j, nil
 	}
+	j.kernel.close()
 	return nil, types.NewError(types.ErrTryAgainLater, why, "see: systemctl status overlayd; overlayd status")
 }
 
 // attach makes the pod's interface. The last step commits: a link without an alias is an ADD that did not end.
 func (j *job) attach() (_ *current.Result, err error) {
-	host, err := j.makeLink() // first: from here on nobody else attaches this, and dhcp needs the pod's interface
-	if err != nil {
+	if err := j.makeLink(); err != nil { // first: from here on nobody else attaches this, and dhcp needs the pod's interface
 		return nil, err
 	}
 	defer func() {
 		if err != nil { // an address is given back when nothing has it any more
-			err = errors.Join(err, removed(j.kernel.LinkDel(host)), j.conf.ipam("DEL"))
+			err = errors.Join(err, j.abandon(), j.conf.ipam("DEL"))
 		}
 	}()
-	if err := j.raise(host); err != nil { // dhcp asks through it
+	if err := j.raise(); err != nil { // dhcp asks through it
 		return nil, err
 	}
 	given, routes, dns, err := j.conf.ipamAdd(j.node)
 	if err != nil {
 		return nil, err
 	}
-	addrs, err := j.claim(host, given)
+	addrs, err := j.claim(given)
 	if err != nil {
 		return nil, err
 	}
@@ -89,67 +90,75 @@ func (j *job) attach() (_ *current.Result, err error) {
 		mac = subnet.AddrMAC(addrs[0].ip)
 	}
 	routes = append(routes, j.routes(addrs)...)
-	var inner netlink.Link
-	err = j.pod.do(func(h *netlink.Handle) (err error) {
-		if err := j.tune(addrs); err != nil {
-			return err
-		}
-		inner, err = configure(h, j.ifname, addrs, routes, mac)
-		return err
-	})
-	if err != nil {
+	if err := j.fill(addrs, routes, mac); err != nil {
 		return nil, fmt.Errorf("%s in %s: %w", j.ifname, j.pod.path, err)
 	}
-	if err := j.open(host); err != nil {
-		return nil, err
+	for _, name := range []string{j.link, j.bridge.name} { // the first pod brings the bridge's own carrier
+		if err := awaitCarrier(j.kernel, name); err != nil {
+			return nil, err
+		}
 	}
 	if err := j.pod.awaitLocal(addrs); err != nil {
 		return nil, err
 	}
-	if err := j.pod.announce(inner, mac); err != nil {
-		return nil, fmt.Errorf("announce %s: %w", j.ifname, err)
+	if err := j.pod.announce(mac); err != nil {
+		return nil, fmt.Errorf("%s in %s: %w", j.ifname, j.pod.path, err)
 	}
-	if err := j.kernel.LinkSetAlias(host, j.alias); err != nil {
-		return nil, fmt.Errorf("alias of %s: %w", j.link, err)
+	commit := named(unix.RTM_SETLINK, 0, j.link, *nl.NewIfInfomsg(unix.AF_UNSPEC), nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(j.alias)))
+	if err := j.kernel.do(step{"alias of " + j.link, commit}); err != nil {
+		return nil, err
 	}
-	result := j.result(host, addrs, routes, mac)
+	result := j.result(addrs, routes, mac)
 	if result.DNS = j.conf.DNS; result.DNS.IsEmpty() {
 		result.DNS = dns
 	}
 	return result, nil
 }
 
-// open lets packets through the host's side.
-func (j *job) open(host netlink.Link) error {
-	if is(j.conf.HairpinMode) { // a pod reaches itself through its own service
-		if err := j.kernel.LinkSetHairpin(host, true); err != nil {
-			return fmt.Errorf("hairpin of %s: %w", j.link, err)
-		}
+// abandon takes away what an ADD that failed has made.
+func (j *job) abandon() error {
+	l, err := j.find(j.kernel)
+	if err != nil || l == nil {
+		return err
 	}
-	if j.conf.PortIsolation {
-		if err := j.kernel.LinkSetIsolated(host, true); err != nil {
-			return fmt.Errorf("isolate %s: %w", j.link, err)
-		}
-	}
-	for _, l := range []netlink.Link{host, j.bridge} { // the first pod brings the bridge's own carrier
-		if err := awaitCarrier(j.kernel, l); err != nil {
+	return remove(j.kernel, *l)
+}
+
+// fill makes the pod's side what it is to be.
+func (j *job) fill(addrs []address, routes []*types.Route, mac subnet.MAC) error {
+	return j.pod.do(func() (err error) {
+		if j.pod.kernel, err = dial(); err != nil {
 			return err
 		}
-	}
-	return nil
+		if err := j.tune(addrs); err != nil {
+			return err
+		}
+		return j.configure(addrs, routes, mac)
+	})
 }
 
 // raise sets the host's side up, before the pod's side: the kernel sees a carrier in the order in which it comes, and what the
 // pod then says first must find the port open. A port of a bridge needs no address, and with IPv6 each would cost all others
 // some time: the kernel gives it one, tells the pod and walks all routes.
-func (j *job) raise(host netlink.Link) error {
+func (j *job) raise() error {
 	if err := turn("ipv6", j.link, map[string]string{"disable_ipv6": "1"}); err != nil && !errors.Is(err, fs.ErrNotExist) { // unless the kernel has none
 		return err
 	}
-	if err := j.kernel.LinkSetUp(host); err != nil {
-		return fmt.Errorf("set %s up: %w", j.link, err)
+	req := named(unix.RTM_NEWLINK, 0, j.link, upped(0))
+	if is(j.conf.HairpinMode) || j.conf.PortIsolation {
+		port := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		port.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+		slave := port.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
+		on := func(kind int, wanted bool) {
+			if wanted {
+				slave.AddRtAttr(kind, []byte{1})
+			}
+		}
+		on(nl.IFLA_BRPORT_MODE, is(j.conf.HairpinMode)) // a pod reaches itself through its own service
+		on(nl.IFLA_BRPORT_ISOLATED, j.conf.PortIsolation)
+		req.AddData(port)
 	}
-	return nil
+	return j.kernel.do(step{"set " + j.link + " up", req})
 }
 
 // routes are those that this plugin adds, in the order in which the kernel takes them.
@@ -181,12 +190,11 @@ func (j *job) routes(addrs []address) []*types.Route {
 }
 
 // result describes what was made. The bridge comes first: the plugin firewall looks for it there.
-func (j *job) result(host netlink.Link, addrs []address, routes []*types.Route, mac subnet.MAC) *current.Result {
+func (j *job) result(addrs []address, routes []*types.Route, mac subnet.MAC) *current.Result {
 	const podIndex = 2
-	b := j.bridge.Attrs()
 	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, Routes: routes, Interfaces: []*current.Interface{
-		{Name: b.Name, Mac: b.HardwareAddr.String(), Mtu: b.MTU},
-		{Name: j.link, Mac: host.Attrs().HardwareAddr.String(), Mtu: j.mtu},
+		{Name: j.bridge.name, Mac: j.bridge.mac.String(), Mtu: j.bridge.mtu},
+		{Name: j.link, Mac: j.hostMAC().String(), Mtu: j.mtu},
 		{Name: j.ifname, Mac: mac.String(), Mtu: j.mtu, Sandbox: j.pod.path},
 	}}
 	for _, a := range addrs {

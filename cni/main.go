@@ -58,12 +58,13 @@ func add(r request, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer j.kernel.close()
 	result, err := j.attach()
 	if err != nil {
 		return err
 	}
 	if err := printResult(joined(prev, result), c.CNIVersion, out); err != nil {
-		return errors.Join(err, j.detach(), c.ipam("DEL")) // nobody heard of it: a second ADD must find nothing
+		return errors.Join(err, j.detach(j.kernel), c.ipam("DEL")) // nobody heard of it: a second ADD must find nothing
 	}
 	return nil
 }
@@ -91,7 +92,12 @@ func del(r request, _ io.Writer) error {
 	if c.Delegate != nil {
 		return c.delegateOther("DEL")
 	}
-	if err := newAttachment(c.Name, r.container, r.ifname).detach(); err != nil {
+	kernel, err := dial()
+	if err != nil {
+		return err
+	}
+	defer kernel.close()
+	if err := newAttachment(c.Name, r.container, r.ifname).detach(kernel); err != nil {
 		return err
 	}
 	return c.ipam("DEL")

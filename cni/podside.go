@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,63 +11,126 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/subnet"
 )
 
-// configure sets up the pod's side, from inside the pod, and returns it. Routes are changed to what was really made.
-func configure(h *netlink.Handle, ifname string, addrs []address, routes []*types.Route, mac subnet.MAC) (netlink.Link, error) {
-	l, err := h.LinkByName(ifname)
+// configure sets up the pod's side, from inside the pod. Routes are changed to what was really made.
+func (j *job) configure(addrs []address, routes []*types.Route, mac subnet.MAC) error {
+	l, err := j.pod.kernel.find(j.ifname, unix.IFLA_IFNAME)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := h.LinkSetHardwareAddr(l, mac[:]); err != nil {
-		return nil, fmt.Errorf("set MAC %s: %w", mac, err)
-	}
-	if err := h.LinkSetUp(l); err != nil {
-		return nil, fmt.Errorf("set up: %w", err)
-	}
+	j.pod.index = l.index
+	up := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
+	info := upped(l.index)
+	up.AddData(&info)
+	up.AddData(macAttr(mac))
+	steps := []step{{fmt.Sprintf("set up with MAC %s", mac), up}}
 	for _, a := range addrs {
-		ip := &netlink.Addr{IPNet: &net.IPNet{IP: a.ip.AsSlice(), Mask: net.CIDRMask(a.prefix.Bits(), a.ip.BitLen())}}
-		if !a.ip.Is4() {
-			ip.Flags = unix.IFA_F_NODAD // the address is ours by claim, and asking takes a second
-		}
-		if err := h.AddrAdd(l, ip); err != nil {
-			return nil, fmt.Errorf("add %s: %w", ip.IPNet, err)
-		}
+		steps = append(steps, step{fmt.Sprintf("add %s/%d", a.ip, a.prefix.Bits()), addrRequest(l.index, a)})
 	}
+	first := len(steps)
 	for _, r := range routes {
-		if err := addRoute(h, l, r); err != nil {
-			return nil, fmt.Errorf("route %s via %s: %w", &r.Dst, r.GW, err)
+		steps = append(steps, step{fmt.Sprintf("route %s via %s", &r.Dst, r.GW), routeRequest(l.index, r)})
+	}
+	for i, err := range j.pod.kernel.all(steps) {
+		if i >= first && errors.Is(err, unix.EEXIST) {
+			err = j.standIn(routes[i-first])
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", steps[i].what, err)
 		}
 	}
-	return l, nil
+	return nil
 }
 
 // behind is more than the metric of any route that the kernel or we make unless told.
 const behind = 2048
 
-func addRoute(h *netlink.Handle, l netlink.Link, r *types.Route) error {
-	route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: &r.Dst, Gw: r.GW, MTU: r.MTU, AdvMSS: r.AdvMSS, Priority: r.Priority}
-	if r.GW == nil {
-		route.Scope = netlink.SCOPE_LINK
+// standIn adds a default route behind that of another network of the pod: it stands in when that is gone.
+func (j *job) standIn(r *types.Route) error {
+	if ones, _ := r.Dst.Mask.Size(); ones > 0 || r.Priority != 0 {
+		return unix.EEXIST
 	}
-	if r.Table != nil {
-		route.Table = *r.Table
+	r.Priority = behind + j.pod.index
+	return j.pod.kernel.do(step{fmt.Sprintf("with metric %d", r.Priority), routeRequest(j.pod.index, r)})
+}
+
+// addrRequest adds an address. One of IPv6 is ours by claim: to ask the others for it would take a second.
+func addrRequest(index int, a address) *nl.NetlinkRequest {
+	family := unix.AF_INET
+	if !a.ip.Is4() {
+		family = unix.AF_INET6
+	}
+	msg := nl.NewIfAddrmsg(family)
+	msg.Index, msg.Prefixlen = uint32(index), uint8(a.prefix.Bits())
+	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, a.ip.AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, a.ip.AsSlice()))
+	const pointToPoint = 31 // such a network has no broadcast address (RFC 3021)
+	switch {
+	case !a.ip.Is4():
+		msg.Flags = unix.IFA_F_NODAD
+	case a.prefix.Bits() < pointToPoint:
+		req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast(a)))
+	}
+	return req
+}
+
+// broadcast is the last address of an IPv4 network.
+func broadcast(a address) []byte {
+	all := uint32(1)<<(a.ip.BitLen()-a.prefix.Bits()) - 1
+	return binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(a.ip.AsSlice())|all)
+}
+
+func routeRequest(index int, r *types.Route) *nl.NetlinkRequest {
+	msg := nl.NewRtMsg()
+	msg.Family = unix.AF_INET6
+	raw := func(ip net.IP) []byte {
+		if four := ip.To4(); four != nil {
+			return four
+		}
+		return ip
+	}
+	if len(raw(r.Dst.IP)) == net.IPv4len {
+		msg.Family = unix.AF_INET
+	}
+	ones, _ := r.Dst.Mask.Size()
+	msg.Dst_len = uint8(ones)
+	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	req.AddData(msg)
+	number := func(kind, v int) { req.AddData(nl.NewRtAttr(kind, nl.Uint32Attr(uint32(v)))) }
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, raw(r.Dst.IP)))
+	number(unix.RTA_OIF, index)
+	if r.GW == nil {
+		msg.Scope = unix.RT_SCOPE_LINK
+	} else {
+		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, raw(r.GW)))
 	}
 	if r.Scope != nil {
-		route.Scope = netlink.Scope(*r.Scope)
+		msg.Scope = uint8(*r.Scope)
 	}
-	err := h.RouteAdd(route)
-	if ones, _ := r.Dst.Mask.Size(); ones > 0 || r.Priority != 0 || !errors.Is(err, unix.EEXIST) {
-		return err
+	if r.Table != nil {
+		msg.Table = unix.RT_TABLE_UNSPEC // it may not fit there
+		number(unix.RTA_TABLE, *r.Table)
 	}
-	// Another network of the pod has its default route: this one stands in when that is gone.
-	r.Priority = behind + l.Attrs().Index
-	route.Priority = r.Priority
-	return h.RouteAdd(route)
+	if r.Priority != 0 {
+		number(unix.RTA_PRIORITY, r.Priority)
+	}
+	metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
+	for kind, v := range map[int]int{unix.RTAX_MTU: r.MTU, unix.RTAX_ADVMSS: r.AdvMSS} {
+		if v != 0 {
+			metrics.AddRtAttr(kind, nl.Uint32Attr(uint32(v)))
+		}
+	}
+	if r.MTU != 0 || r.AdvMSS != 0 {
+		req.AddData(metrics)
+	}
+	return req
 }
 
 // tune sets the kernel's switches of the pod's side before it goes up. What runtimes do to keep IPv6 away is undone if it has
@@ -119,24 +183,26 @@ func writeAt(dir int, name, value string) error {
 // announce has the kernel tell the other ports of the bridge where the addresses are now: setting a MAC, be it the same, sends
 // a gratuitous ARP request and an unsolicited neighbour advertisement for each (see [tune]). A packet socket of our own would
 // cost more than all the rest of an ADD: its end waits for an RCU grace period.
-func (p *pod) announce(inner netlink.Link, mac subnet.MAC) error {
-	return p.link.LinkSetHardwareAddr(inner, mac[:])
+func (p *pod) announce(mac subnet.MAC) error {
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(p.index)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
+	req.AddData(info)
+	req.AddData(macAttr(mac))
+	return p.kernel.do(step{"announce " + mac.String(), req})
 }
 
 const (
 	patience = time.Second
-	step     = 200 * time.Microsecond
+	stride   = 50 * time.Microsecond
 )
 
 // awaitCarrier waits until the kernel has seen the link's carrier (net/core/link_watch.c does that in its own time). What
 // is sent over a device before that is dropped, and the next attempt to resolve an address comes a second later.
-func awaitCarrier(h *netlink.Handle, l netlink.Link) error {
+func awaitCarrier(kernel *conn, name string) error {
 	return await(func() (bool, error) {
-		now, err := h.LinkByIndex(l.Attrs().Index)
-		if err != nil {
-			return false, fmt.Errorf("look at %s: %w", l.Attrs().Name, err)
-		}
-		return now.Attrs().OperState == netlink.OperUp, nil
+		l, err := kernel.find(name, unix.IFLA_IFNAME)
+		return l.running, err
 	})
 }
 
@@ -148,8 +214,13 @@ func (p *pod) awaitLocal(addrs []address) error {
 			continue
 		}
 		err := await(func() (bool, error) {
-			routes, err := p.link.RouteGet(a.ip.AsSlice())
-			return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, nil // no way yet is no error
+			msg := nl.NewRtMsg()
+			msg.Family, msg.Dst_len = unix.AF_INET6, uint8(a.ip.BitLen())
+			req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
+			req.AddData(msg)
+			req.AddData(nl.NewRtAttr(unix.RTA_DST, a.ip.AsSlice()))
+			body, err := p.kernel.ask(req)
+			return err == nil && len(body) >= unix.SizeofRtMsg && nl.DeserializeRtMsg(body).Type == unix.RTN_LOCAL, nil // no way yet is no error
 		})
 		if err != nil {
 			return err
@@ -158,12 +229,16 @@ func (p *pod) awaitLocal(addrs []address) error {
 	return nil
 }
 
-// await asks until the answer is yes. What is late still comes by itself: then it is no error either.
+// await asks until the answer is yes. What is late still comes by itself: then it is no error either. It sleeps in the kernel:
+// the thread may be one on which nothing else runs, and to give it up and get it back costs more than the wait.
 func await(ask func() (bool, error)) error {
 	for deadline := time.Now().Add(patience); ; {
 		if done, err := ask(); err != nil || done || time.Now().After(deadline) {
 			return err
 		}
-		time.Sleep(step) //nolint:forbidigo // a wait for the kernel with a deadline, in a program without a context
+		pause := unix.NsecToTimespec(stride.Nanoseconds())
+		if err := unix.Nanosleep(&pause, nil); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait: %w", err)
+		}
 	}
 }
