@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/e2e/lab"
+)
+
+// TestEachStepHasItsOwnOutcome: they are one message, and the kernel goes on after a step that failed.
+func TestEachStepHasItsOwnOutcome(t *testing.T) {
+	lab.Need(t)
+	must(t, newSpace(t).Do(func() error {
+		c, err := dial()
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		lo, err := c.find("lo", unix.IFLA_IFNAME)
+		if err != nil {
+			return err
+		}
+		add := func(text string) step {
+			p := netip.MustParsePrefix(text)
+			return step{"add " + text, addrRequest(lo.index, address{ip: p.Addr(), prefix: p})}
+		}
+		steps := func() []step {
+			return []step{add("192.0.2.1/24"), add("192.0.2.1/24"), add("192.0.2.2/32"), add("192.0.2.2/32")}
+		}
+		errs := c.all(steps())
+		for i, want := range []error{nil, unix.EEXIST, nil, unix.EEXIST} {
+			if !errors.Is(errs[i], want) {
+				t.Errorf("step %d: %v, want %v", i, errs[i], want)
+			}
+		}
+		if err := c.do(steps()...); !errors.Is(err, unix.EEXIST) || !strings.HasPrefix(err.Error(), "add 192.0.2.1/24: ") {
+			t.Errorf("the first error is %v", err)
+		}
+		if err := c.do(step{"set up", named(unix.RTM_SETLINK, 0, "nobody", upped(0))}); !errors.Is(err, unix.ENODEV) {
+			t.Errorf("a link that is not there: %v", err)
+		}
+		if _, err := c.find("nobody", unix.IFLA_IFNAME); !errors.Is(err, errNoLink) || !strings.Contains(err.Error(), "nobody") {
+			t.Errorf("a link that is not there: %v", err)
+		}
+		return nil
+	}))
+}
+
+// TestTheKernelsOwnWordsAreInTheError: an errno alone says too little.
+func TestTheKernelsOwnWordsAreInTheError(t *testing.T) {
+	lab.Need(t)
+	must(t, newSpace(t).Do(func() error {
+		c, err := dial()
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		_, dst, err := net.ParseCIDR("203.0.113.0/24")
+		if err != nil {
+			return err
+		}
+		far := routeRequest(1, &types.Route{Dst: *dst, GW: net.ParseIP("198.51.100.1")})
+		if err := c.do(step{"add the route", far}); err == nil || !strings.Contains(err.Error(), "gateway") {
+			t.Errorf("it says %v, and nothing of the gateway", err)
+		}
+		return nil
+	}))
+}
