@@ -93,7 +93,10 @@ func ruleActs() []act {
 func firewallActs() []act {
 	const chain = "nft add table inet handmade; nft add chain inet handmade forward '{ type filter hook forward priority 0; policy drop; }'"
 	return []act{
-		{name: "iptables -P FORWARD DROP", do: "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP", see: "iptables -S FORWARD; ip6tables -S FORWARD", want: `-i ovl0 .*-j ACCEPT(.|\n)*-i ovl0 .*-j ACCEPT`},
+		{
+			name: "iptables -P FORWARD DROP", do: "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP", see: "iptables -S FORWARD; ip6tables -S FORWARD", want: `-i ovl0 .*-j ACCEPT(.|\n)*-i ovl0 .*-j ACCEPT`,
+			named: `opened +nft chain ip filter FORWARD.*accept all from and to ovl0\n *opened +nft chain ip6 filter FORWARD`, undo: ":",
+		},
 		{name: "iptables -F FORWARD", do: "iptables -F FORWARD", see: "iptables -S FORWARD", want: `-[io] ovl0 .*-j ACCEPT(.|\n)*-[io] ovl0 .*-j ACCEPT`, kind: "accept", mended: `\+ rule ip filter FORWARD`},
 		{name: "iptables -P FORWARD ACCEPT", do: "iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT", see: "iptables -S FORWARD | grep -c ovl0 || true", want: `^0$`, gone: `filter FORWARD`},
 		{

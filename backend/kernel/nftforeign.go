@@ -89,7 +89,7 @@ func (r *reading) iptables(c chainState, probes []probe, h *backend.Host, s back
 	needs := func(p probe) bool {
 		return p.hook == unix.NF_INET_FORWARD && c.sees(p.packet) && r.drops(c, p, func(own *nftables.Rule) bool { return commentOf(own.UserData) == acceptComment })
 	}
-	if c.policy == nfDrop || slices.ContainsFunc(probes, needs) {
+	if h.Bridge != "" && (c.policy == nfDrop || slices.ContainsFunc(probes, needs)) {
 		h.Drops = append(h.Drops, found)
 	}
 	return nil

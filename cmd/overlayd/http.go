@@ -30,7 +30,8 @@ type report struct {
 	Started  time.Time        `json:"started"`
 	Ready    bool             `json:"ready"`
 	NotReady []string         `json:"notReady,omitempty"` // why
-	Degraded []string         `json:"degraded,omitempty"` // what does not work and does not keep pods from talking
+	Degraded []string         `json:"degraded,omitempty"` // what does not work, and is not ours to mend or can wait
+	Opened   []string         `json:"opened,omitempty"`   // chains of iptables that would drop what pods say, and have rules of ours
 	Subnets  []netip.Prefix   `json:"subnets"`
 	PublicIP netip.Addr       `json:"publicIP"`
 	LeaseEnd float64          `json:"leaseEndSeconds"` // until somebody else could get the lease; negative: since
@@ -74,6 +75,9 @@ func (w *witness) report() report {
 	w.reportLease(&r)
 	w.reportFaults(&r)
 	w.reportDegraded(&r)
+	for _, c := range w.host.Drops {
+		r.Opened = append(r.Opened, c.String())
+	}
 	r.Ready = len(r.NotReady) == 0
 	return r
 }
@@ -140,7 +144,7 @@ func (w *witness) reportFaults(r *report) {
 // configKey is what the store calls the network's configuration among the records that it skips.
 const configKey = "config"
 
-// reportDegraded says what does not work and does not keep pods from talking.
+// reportDegraded says what does not work, and is not ours to mend or can wait.
 func (w *witness) reportDegraded(r *report) {
 	if r.Missing > 0 {
 		r.Degraded = append(r.Degraded, fmt.Sprintf("%d leases vanished from the store at once: their rows stay until %s if they do not come back",

@@ -82,6 +82,9 @@ func (r report) print(out io.Writer) error {
 	for _, what := range r.Degraded {
 		row("degraded", "%s", what)
 	}
+	for _, chain := range r.Opened {
+		row("opened", "nft chain %s, which drops what it forwards: two rules in it, with the comment overlayd, accept all from and to %s", chain, r.Bridge)
+	}
 	if r.PublicIP.IsValid() {
 		row("node", "%s at %s", r.Node, r.PublicIP)
 	} else {

@@ -20,7 +20,7 @@ func ready() report {
 		Release: "v1.2.3", Node: "h1", PID: 4711, Started: time.Now().Add(-90 * time.Minute), Ready: true,
 		Subnets:  []netip.Prefix{netip.MustParsePrefix("10.5.34.0/24"), netip.MustParsePrefix("fd00:5:22::/64")},
 		PublicIP: netip.MustParseAddr("192.0.2.7"), LeaseEnd: 86321.5,
-		Uplink: "eth0", Local: netip.MustParseAddr("10.0.0.7"), VXLAN: "overlay.1", Bridge: "ovl0", MTU: 1450, Peers: 2, Pods: 3,
+		Opened: []string{"ip filter DOCKER-USER"}, Uplink: "eth0", Local: netip.MustParseAddr("10.0.0.7"), VXLAN: "overlay.1", Bridge: "ovl0", MTU: 1450, Peers: 2, Pods: 3,
 		Kernel: backend.Status{Revision: 42, Synced: true, Passes: 7, Made: 11, Rows: 19, Peers: 2, Took: 1234567 * time.Nanosecond},
 	}
 }
