@@ -13,8 +13,14 @@ import (
 	"github.com/overlayd/overlayd/backend"
 )
 
+// crowd is so many changes that to hear of each costs more than the further look that not hearing of them asks for.
+const crowd = 1000
+
 // Apply implements [backend.Kernel]. Rows of which there are many go to the kernel in batches.
 func (k *Kernel) Apply(changes []backend.Change) []error {
+	if len(changes) >= crowd {
+		defer k.options.Ear.shut()()
+	}
 	errs := make([]error, len(changes))
 	for i := 0; i < len(changes); {
 		if n := filters(changes[i:]); n > 0 {

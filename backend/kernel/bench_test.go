@@ -79,7 +79,7 @@ func BenchmarkReadFilter(b *testing.B) {
 	b.ReportMetric(float64((burnt(b)-cpu).Nanoseconds())/float64(b.N)/pairs, "cpu-ns/pair")
 }
 
-func crowd(b *testing.B, n int) subnet.Snapshot {
+func crowd(b testing.TB, n int) subnet.Snapshot {
 	c, err := subnet.ParseConfig([]byte(`{"Network": "10.0.0.0/8"}`))
 	must(b, err)
 	var leases []subnet.Lease

@@ -28,6 +28,7 @@ type Options struct {
 	Untracked  bool           // do not track connections inside the network
 	AntiSpoof  bool
 
+	Ear      *Ear // is shut while very many rows are made
 	NoUplink bool // do not look for an uplink: for those who only look at pods or only remove
 }
 

@@ -37,7 +37,9 @@ func watch(t *testing.T) *watched {
 		}
 	}
 	nowhere := kernel.Near{Route: func(netip.Prefix) bool { return false }, VTEP: func(netip.Addr) bool { return false }}
-	go func() { ended <- kernel.Watch(ctx, nowhere, kick, func(err error) { t.Errorf("lost: %v", err) }) }()
+	go func() {
+		ended <- new(kernel.Ear).Watch(ctx, nowhere, kick, func(err error) { t.Errorf("lost: %v", err) })
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,12 +20,18 @@ import (
 // watchAgain is the pause before a lost subscription is made anew.
 const watchAgain = 500 * time.Millisecond
 
+// Ear hears the kernel's events. The zero Ear is ready for use; a nil one hears nothing.
+type Ear struct {
+	mu   sync.Mutex
+	open []*listener
+}
+
 // Watch calls kick when something happened in the kernel that may concern us, until the context ends, and returns its
 // error. It is a hint and no more: events get lost (ENOBUFS, which is a kick too), and some changes have none. It sees
 // the network namespace of the thread that calls it.
-func Watch(ctx context.Context, near Near, kick func(), lost func(error)) error {
+func (e *Ear) Watch(ctx context.Context, near Near, kick func(), lost func(error)) error {
 	for {
-		err := watch(ctx, near, kick)
+		err := e.watch(ctx, near, kick)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -33,6 +41,28 @@ func Watch(ctx context.Context, near Near, kick func(), lost func(error)) error 
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(watchAgain):
+		}
+	}
+}
+
+// shut leaves all groups until the function that it returns is called, which kicks: what happened meanwhile was not told. To
+// tell us of many thousand rows that we make takes the kernel, and us, as long as to make them.
+func (e *Ear) shut() (reopen func()) {
+	if e == nil {
+		return func() {}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	shut := slices.Clone(e.open)
+	for _, l := range shut {
+		_ = l.each(unix.NETLINK_DROP_MEMBERSHIP) // then it hears more than it need
+	}
+	return func() {
+		for _, l := range shut {
+			if err := l.each(unix.NETLINK_ADD_MEMBERSHIP); err != nil {
+				_ = l.file.Close() // a new one is opened
+			}
+			l.kick()
 		}
 	}
 }
@@ -54,31 +84,66 @@ func groups() []int {
 }
 
 // watch reads both sockets until one of them fails.
-func watch(ctx context.Context, near Near, kick func()) error {
+func (e *Ear) watch(ctx context.Context, near Near, kick func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		concerns := func(kind uint16, body []byte) bool { return concerns(kind, body, near) }
-		return listen(ctx, unix.NETLINK_ROUTE, groups(), concerns, kick)
+		return e.listen(ctx, unix.NETLINK_ROUTE, groups(), concerns, kick)
 	})
 	group.Go(func() error {
-		return listen(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, nftConcerns, kick)
+		return e.listen(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, nftConcerns, kick)
 	})
 	return group.Wait()
 }
 
-// listen reads one socket.
-func listen(ctx context.Context, protocol int, groups []int, concerns func(uint16, []byte) bool, kick func()) error {
-	file, err := subscribe(protocol, groups)
+// listener is one socket.
+type listener struct {
+	file   *os.File
+	groups []int
+	kick   func()
+}
+
+// each joins all groups, or leaves them.
+func (l *listener) each(how int) error {
+	raw, err := l.file.SyscallConn()
 	if err != nil {
 		return err
 	}
-	defer file.Close() //nolint:errcheck // only read from
-	stop := context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) })
+	var errs []error
+	err = raw.Control(func(fd uintptr) {
+		for _, g := range l.groups {
+			errs = append(errs, unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, how, g))
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}
+
+// listen reads one socket.
+func (e *Ear) listen(ctx context.Context, protocol int, groups []int, concerns func(uint16, []byte) bool, kick func()) error {
+	l := &listener{groups: groups, kick: kick}
+	var err error
+	if l.file, err = subscribe(protocol); err != nil {
+		return err
+	}
+	defer l.file.Close() //nolint:errcheck // only read from
+	e.mu.Lock()
+	err = l.each(unix.NETLINK_ADD_MEMBERSHIP)
+	e.open = append(e.open, l)
+	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.open = slices.DeleteFunc(e.open, func(other *listener) bool { return other == l })
+	}()
+	if err != nil {
+		return fmt.Errorf("subscribe to the kernel's events: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	kick() // what happened before there was a subscription is not told
 	buf := make([]byte, receiveBuffer)
 	for {
-		n, err := file.Read(buf)
+		n, err := l.file.Read(buf)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
 			kick() // more happened than the socket could hold
@@ -95,16 +160,12 @@ func listen(ctx context.Context, protocol int, groups []int, concerns func(uint1
 	}
 }
 
-func subscribe(protocol int, groups []int) (*os.File, error) {
+func subscribe(protocol int) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	errs := []error{unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}), setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)}
-	for _, g := range groups {
-		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g))
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}), setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("subscribe to the kernel's events: %w", err)
 	}

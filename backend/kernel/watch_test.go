@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/overlayd/overlayd/backend"
 	"github.com/overlayd/overlayd/backend/kernel"
 	"github.com/overlayd/overlayd/e2e/lab"
 )
@@ -23,7 +24,7 @@ func TestWatchKicksForWhatMayConcernUs(t *testing.T) {
 			Route: func(p netip.Prefix) bool { return p == netip.MustParsePrefix("192.0.2.8/32") },
 			VTEP:  func(a netip.Addr) bool { return a == netip.MustParseAddr("10.5.35.0") },
 		}
-		ended <- kernel.Watch(ctx, near, func() { kicks.Add(1) }, func(err error) { t.Errorf("lost: %v", err) })
+		ended <- new(kernel.Ear).Watch(ctx, near, func() { kicks.Add(1) }, func(err error) { t.Errorf("lost: %v", err) })
 	}()
 	must(t, lab.Eventually("the watch begins", func() error {
 		if kicks.Load() == 0 {
@@ -83,4 +84,56 @@ func TestWatchKicksForWhatMayConcernUs(t *testing.T) {
 // neighbour comes and goes as the kernel's do.
 func neighbour(addr string) [2]string {
 	return [2]string{"neigh replace " + addr + " lladdr 02:00:00:00:00:02 nud reachable dev eth0", "neigh change " + addr + " nud stale dev eth0"}
+}
+
+// TestAnEarIsShutWhileVeryManyRowsAreMade: it is not told of each, looks once more for what it has missed, and hears again.
+func TestAnEarIsShutWhileVeryManyRowsAreMade(t *testing.T) {
+	plugIn(t)
+	ear := new(kernel.Ear)
+	k, err := kernel.Open(with(func(o *kernel.Options) { o.Node, o.Ear = "peer0", ear }))
+	must(t, err)
+	t.Cleanup(func() {
+		_, err := backend.Remove(k)
+		must(t, errors.Join(err, k.Close()))
+	})
+	pass(t, k, crowd(t, 2)) // devices and their kind
+	var kicks atomic.Int64
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		near := kernel.Near{Route: func(netip.Prefix) bool { return false }, VTEP: func(netip.Addr) bool { return false }}
+		ended <- ear.Watch(ctx, near, func() { kicks.Add(1) }, func(err error) { t.Errorf("lost: %v", err) })
+	}()
+	more := func(than int64) error {
+		return lab.Eventually("kicks", func() error {
+			if got := kicks.Load(); got <= than {
+				return fmt.Errorf("%d", got)
+			}
+			return nil
+		})
+	}
+	must(t, more(1)) // one for each socket
+	before := kicks.Load()
+	const peers = 400
+	if made := pass(t, k, crowd(t, peers)); len(made) < 4*peers {
+		t.Fatalf("only %d rows were made", len(made))
+	}
+	must(t, more(before))
+	if got := kicks.Load() - before; got > peers {
+		t.Errorf("%d kicks for rows of our own", got)
+	}
+	before = kicks.Load()
+	ip(t, "route add 10.250.0.0/24 dev eth0 proto 142")
+	if err := more(before); err != nil {
+		t.Errorf("deaf to routes afterwards: %v", err)
+	}
+	before = kicks.Load()
+	nft(t, "delete table bridge overlayd")
+	if err := more(before); err != nil {
+		t.Errorf("deaf to nft afterwards: %v", err)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
 }

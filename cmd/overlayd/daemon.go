@@ -188,7 +188,9 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 	if s.loop != nil {
 		return s.loop, s.loop.Status().Host, nil
 	}
-	k, err := kernel.Open(s.options.kernel(config.Backend.VNI))
+	options := s.options.kernel(config.Backend.VNI)
+	options.Ear = new(kernel.Ear)
+	k, err := kernel.Open(options)
 	if err != nil {
 		return nil, backend.Host{}, err
 	}
@@ -203,11 +205,11 @@ func (s *session) begin(ctx context.Context, config subnet.Config) (*backend.Rec
 	s.group.Go(func() error { return errors.Join(s.loop.Run(ctx), k.Close()) })
 	s.group.Go(func() error {
 		near := kernel.Near{Route: s.witness.near, VTEP: s.witness.isVTEP}
-		return kernel.Watch(ctx, near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
+		return options.Ear.Watch(ctx, near, s.loop.Kick, func(err error) { klog.Warningf("kernel events: %v", err) })
 	})
 	s.group.Go(func() error {
 		uplink := func() string { return s.loop.Status().Host.Uplink.Name }
-		return kernel.WatchKnobs(ctx, s.options.kernel(config.Backend.VNI), uplink, s.loop.Kick)
+		return kernel.WatchKnobs(ctx, options, uplink, s.loop.Kick)
 	})
 	return s.loop, host, nil
 }
