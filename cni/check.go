@@ -17,16 +17,13 @@ import (
 // check compares what ADD made, as the final result lists it, with what is there (CNI spec, section "CHECK"). What plugins
 // behind this one change lawfully is left alone: further routes and addresses, the pod's MAC if the result tells it, a
 // smaller MTU in the pod, and routes moved to other tables.
-func check(r request, _ io.Writer) error {
+func check(c conf, _ io.Writer) error {
+	r := c.request
 	pod, err := openPod(r.netns)
 	if err != nil {
 		return err
 	}
 	defer pod.close()
-	c, err := parseConf(r)
-	if err != nil {
-		return err
-	}
 	if c.Delegate != nil {
 		return c.delegateOther("CHECK")
 	}

@@ -18,15 +18,11 @@ import (
 
 // collect removes the attachments of this network that are not on the list (CNI spec 1.1, section "GC"). It goes on after an
 // error and tells all at the end.
-func collect(r request, _ io.Writer) error {
-	c, err := parseConf(r)
-	if err != nil {
-		return err
-	}
+func collect(c conf, _ io.Writer) error {
 	var given struct {
 		Valid *[]types.GCAttachment `json:"cni.dev/valid-attachments"`
 	}
-	if err := json.Unmarshal(r.input, &given); err != nil {
+	if err := json.Unmarshal(c.request.input, &given); err != nil {
 		return types.NewError(types.ErrDecodingFailure, err.Error(), "")
 	}
 	if given.Valid == nil {
@@ -83,11 +79,7 @@ func hostLinks() ([]netlink.Link, error) {
 
 // status answers whether an ADD can be served now (CNI spec 1.1, section "STATUS"). Runtimes ask every few seconds: it looks
 // at the node file and at links only.
-func status(r request, _ io.Writer) error {
-	c, err := parseConf(r)
-	if err != nil {
-		return err
-	}
+func status(c conf, _ io.Writer) error {
 	node, err := readNode(c.NodeFile)
 	if err != nil {
 		code := uint(codeUnserved)

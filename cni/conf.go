@@ -50,6 +50,7 @@ func invalid(format string, args ...any) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(format, args...), "")
 }
 
+// parseConf reads the network configuration of a request.
 func parseConf(r request) (conf, error) {
 	c := conf{request: r}
 	if err := json.Unmarshal(r.input, &c); err != nil {
@@ -58,19 +59,24 @@ func parseConf(r request) (conf, error) {
 	if c.NodeFile == "" {
 		c.NodeFile = defaultNodeFile
 	}
+	return c, nil
+}
+
+// check says what is wrong with the keys that are ours.
+func (c conf) check() error {
 	if !filepath.IsAbs(c.NodeFile) {
-		return c, invalid("nodeFile: %s: want an absolute path", c.NodeFile)
+		return invalid("nodeFile: %s: want an absolute path", c.NodeFile)
 	}
 	const least, most = 68, 65535 // what the kernel takes for a veth
 	if c.MTU != 0 && (c.MTU < least || c.MTU > most) {
-		return c, invalid("mtu: %d: want 0 (the network's) or %d to %d", c.MTU, least, most)
+		return invalid("mtu: %d: want 0 (the network's) or %d to %d", c.MTU, least, most)
 	}
 	for _, r := range c.Routes {
 		if r == nil || r.Dst.IP == nil {
-			return c, invalid("routes: want each with a dst such as 192.0.2.0/24")
+			return invalid("routes: want each with a dst such as 192.0.2.0/24")
 		}
 	}
-	return c, nil
+	return nil
 }
 
 // is says what an optional switch says; without it, yes.

@@ -32,6 +32,9 @@ func FuzzConf(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := parseConf(request{input: text})
+		if err == nil {
+			err = c.check()
+		}
 		var coded *types.Error
 		switch {
 		case err == nil && !filepath.IsAbs(c.NodeFile):

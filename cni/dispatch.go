@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +23,7 @@ type request struct {
 }
 
 // verb does what a command asks. It prints to out on success only.
-type verb func(r request, out io.Writer) error
+type verb func(c conf, out io.Writer) error
 
 // command is a verb with what it needs.
 type command struct {
@@ -82,10 +83,17 @@ func dispatch(name string, env func(string) string, input []byte, out io.Writer)
 	if err := c.wants(r, env); err != nil {
 		return err
 	}
-	if err := c.takes(name, input); err != nil {
+	given, err := parseConf(r)
+	if err == nil {
+		err = c.takes(name, given)
+	}
+	if err == nil {
+		err = given.check()
+	}
+	if err != nil {
 		return err
 	}
-	return c.do(r, out)
+	return c.do(given, out)
 }
 
 // wants says what is wrong with the environment; the words hold the variable's name, as the spec wants it.
@@ -113,21 +121,12 @@ func (c command) wants(r request, env func(string) string) error {
 }
 
 // takes says what makes the configuration unusable for the command called name.
-func (c command) takes(name string, input []byte) error {
-	var conf struct {
-		CNIVersion *string `json:"cniVersion"`
-		Name       string  `json:"name"`
+func (c command) takes(name string, given conf) error {
+	if !subnet.IsName(given.Name) {
+		return invalid("name %q: want letters, digits and _ . - behind a letter or digit", given.Name)
 	}
-	if err := json.Unmarshal(input, &conf); err != nil {
-		return types.NewError(types.ErrDecodingFailure, "network configuration: "+err.Error(), "")
-	}
-	if !subnet.IsName(conf.Name) {
-		return invalid("name %q: want letters, digits and _ . - behind a letter or digit", conf.Name)
-	}
-	asked := "0.1.0" // what had no version yet
-	if conf.CNIVersion != nil {
-		asked = *conf.CNIVersion
-	}
+	// Without a version it is what had none yet.
+	asked := cmp.Or(given.CNIVersion, "0.1.0")
 	if slices.Index(versions(), asked) < slices.Index(versions(), c.since) { // -1 is less, too
 		return types.NewError(types.ErrIncompatibleCNIVersion, fmt.Sprintf("cniVersion %q does not have %s here", asked, name),
 			fmt.Sprintf("%s is known in %q", name, versions()[slices.Index(versions(), c.since):]))

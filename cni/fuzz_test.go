@@ -72,7 +72,7 @@ func FuzzWish(f *testing.F) {
 	node := subnet.NodeFile{Subnets: subnets, Gateways: []netip.Addr{subnet.Gateway(subnets[0]), subnet.Gateway(subnets[1])}}
 	f.Fuzz(func(t *testing.T, text, args string) {
 		c, err := parseConf(request{input: []byte(text)})
-		if err != nil {
+		if err != nil || c.check() != nil {
 			return // FuzzConf's
 		}
 		w, err := wishOf(c, args, node)

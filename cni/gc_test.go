@@ -77,7 +77,11 @@ func TestGCKeepsTheGivenListAndOtherNetworks(t *testing.T) {
 					return err
 				}
 			}
-			if err := collect(request{input: []byte(h.conf("1.1.0", "net", `,"cni.dev/valid-attachments":`+string(list)))}, io.Discard); err != nil {
+			c, err := parseConf(request{input: []byte(h.conf("1.1.0", "net", `,"cni.dev/valid-attachments":`+string(list)))})
+			if err == nil {
+				err = collect(c, io.Discard)
+			}
+			if err != nil {
 				return err
 			}
 			got, err := aliases()

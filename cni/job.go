@@ -34,7 +34,8 @@ type address struct {
 	gateway netip.Addr // the zero Addr: none
 }
 
-func newJob(c conf, node subnet.NodeFile, p *pod, r request) (*job, error) {
+func newJob(c conf, node subnet.NodeFile, p *pod) (*job, error) {
+	r := c.request
 	j := &job{attachment: newAttachment(c.Name, r.container, r.ifname), conf: c, node: node, pod: p, mtu: c.mtu(node)}
 	if len(j.alias) > maxAlias {
 		return nil, invalid("network name and container ID have %d bytes together, more than %d", len(j.alias), maxAlias)

@@ -31,16 +31,12 @@ const (
 func main() { os.Exit(run(os.Getenv, os.Stdin, os.Stdout, os.Stderr)) }
 
 // add attaches the pod (CNI spec, section "ADD"). An ADD that fails leaves nothing behind.
-func add(r request, out io.Writer) error {
-	pod, err := openPod(r.netns)
+func add(c conf, out io.Writer) error {
+	pod, err := openPod(c.request.netns)
 	if err != nil {
 		return err
 	}
 	defer pod.close()
-	c, err := parseConf(r)
-	if err != nil {
-		return err
-	}
 	node, err := readNode(c.NodeFile)
 	if err != nil {
 		return types.NewError(types.ErrTryAgainLater, err.Error(), "see: systemctl status overlayd; overlayd status")
@@ -54,7 +50,7 @@ func add(r request, out io.Writer) error {
 			return err
 		}
 	}
-	j, err := newJob(c, node, pod, r)
+	j, err := newJob(c, node, pod)
 	if err != nil {
 		return err
 	}
@@ -79,15 +75,12 @@ func printResult(result types.Result, version string, out io.Writer) error {
 
 // del takes the pod off (CNI spec, section "DEL"). What is already gone is no error: the name of the link says it all, and
 // the pod's namespace need not be there.
-func del(r request, _ io.Writer) error {
+func del(c conf, _ io.Writer) error {
+	r := c.request
 	if r.netns != "" {
 		if err := notOwn(r.netns); err != nil {
 			return err
 		}
-	}
-	c, err := parseConf(r)
-	if err != nil {
-		return err
 	}
 	if c.Delegate != nil {
 		return c.delegateOther("DEL")
