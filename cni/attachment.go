@@ -58,6 +58,12 @@ func (j *job) makeLink() error {
 	case err != nil:
 		return errors.Join(err, j.clear(j.kernel))
 	}
+	// From here on the link is known by its number: a second ADD may have put another in its place.
+	l, err := j.kernel.find(j.link, unix.IFLA_IFNAME)
+	if err != nil {
+		return errors.Join(err, j.clear(j.kernel))
+	}
+	j.index = l.index
 	return nil
 }
 
@@ -78,8 +84,8 @@ func (j *job) makeVeth() error {
 	peer.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, one)
 	peer.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, one)
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(j.pod.fd)))
-	return j.kernel.do(step{"make " + j.link, named(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, j.link, *nl.NewIfInfomsg(unix.AF_UNSPEC),
-		macAttr(j.hostMAC()), nl.NewRtAttr(unix.IFLA_MTU, mtu), nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, one), nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, one),
+	return j.kernel.do(step{"make " + j.link, about(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0,
+		nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(j.link)), macAttr(j.hostMAC()), nl.NewRtAttr(unix.IFLA_MTU, mtu), nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, one), nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, one),
 		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(j.bridge.index))), info)})
 }
 
@@ -126,11 +132,7 @@ func (a attachment) detach(kernel *conn) error {
 
 // remove takes a link away, and the other end with it.
 func remove(kernel *conn, l link) error {
-	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	info.Index = int32(l.index)
-	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, 0)
-	req.AddData(info)
-	return removed(kernel.do(step{"remove " + l.name, req}))
+	return removed(kernel.do(step{"remove " + l.name, about(unix.RTM_DELLINK, 0, l.index)}))
 }
 
 // removed is the outcome of a removal: what was gone before is no error.
@@ -224,12 +226,12 @@ func (j *job) search(numbers []int) (uint64, error) {
 // claimAll claims all addresses, or none.
 func (j *job) claimAll(addrs []netip.Addr) error {
 	for i, a := range addrs {
-		err := j.kernel.do(step{"claim " + a.String(), altName(unix.RTM_NEWLINKPROP, 0, j.link, subnet.AltName(a))})
+		err := j.kernel.do(step{"claim " + a.String(), about(unix.RTM_NEWLINKPROP, 0, j.index, altNameAttr(subnet.AltName(a)))})
 		if err == nil {
 			continue
 		}
 		for _, c := range addrs[:i] {
-			err = errors.Join(err, j.kernel.do(step{"give back " + c.String(), altName(unix.RTM_DELLINKPROP, 0, j.link, subnet.AltName(c))}))
+			err = errors.Join(err, j.kernel.do(step{"give back " + c.String(), about(unix.RTM_DELLINKPROP, 0, j.index, altNameAttr(subnet.AltName(c)))}))
 		}
 		return err
 	}

@@ -22,6 +22,7 @@ type job struct {
 	node   subnet.NodeFile
 	pod    *pod
 	kernel *conn // the host's
+	index  int   // of the host's side, once it is made
 	bridge link
 	mtu    int
 	wish   wish
@@ -72,7 +73,7 @@ func (j *job) attach() (_ *current.Result, err error) {
 	}
 	defer func() {
 		if err != nil { // an address is given back when nothing has it any more
-			err = errors.Join(err, j.abandon(), j.conf.ipam("DEL"))
+			err = errors.Join(err, remove(j.kernel, link{index: j.index, name: j.link}), atHome(func() error { return j.conf.ipam("DEL") }))
 		}
 	}()
 	if err := j.raise(); err != nil { // dhcp asks through it
@@ -94,8 +95,8 @@ func (j *job) attach() (_ *current.Result, err error) {
 	if err := j.fill(addrs, routes, mac); err != nil {
 		return nil, fmt.Errorf("%s in %s: %w", j.ifname, j.pod.path, err)
 	}
-	for _, name := range []string{j.link, j.bridge.name} { // the first pod brings the bridge's own carrier
-		if err := awaitCarrier(j.kernel, name); err != nil {
+	for _, index := range []int{j.index, j.bridge.index} { // the first pod brings the bridge's own carrier
+		if err := awaitCarrier(j.kernel, index); err != nil {
 			return nil, err
 		}
 	}
@@ -105,7 +106,7 @@ func (j *job) attach() (_ *current.Result, err error) {
 	if err := j.pod.announce(mac); err != nil {
 		return nil, fmt.Errorf("%s in %s: %w", j.ifname, j.pod.path, err)
 	}
-	commit := named(unix.RTM_SETLINK, 0, j.link, *nl.NewIfInfomsg(unix.AF_UNSPEC), nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(j.alias)))
+	commit := about(unix.RTM_SETLINK, 0, j.index, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(j.alias)))
 	if err := j.kernel.do(step{"alias of " + j.link, commit}); err != nil {
 		return nil, err
 	}
@@ -114,15 +115,6 @@ func (j *job) attach() (_ *current.Result, err error) {
 		result.DNS = dns
 	}
 	return result, nil
-}
-
-// abandon takes away what an ADD that failed has made.
-func (j *job) abandon() error {
-	l, err := j.find(j.kernel)
-	if err != nil || l == nil {
-		return err
-	}
-	return remove(j.kernel, *l)
 }
 
 // fill makes the pod's side what it is to be.
@@ -145,7 +137,7 @@ func (j *job) raise() error {
 	if err := turn("ipv6", j.link, map[string]string{"disable_ipv6": "1"}); err != nil && !errors.Is(err, fs.ErrNotExist) { // unless the kernel has none
 		return err
 	}
-	req := named(unix.RTM_NEWLINK, 0, j.link, upped(0))
+	req := upped(unix.RTM_NEWLINK, j.index)
 	if is(j.conf.HairpinMode) || j.conf.PortIsolation {
 		port := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 		port.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))

@@ -60,8 +60,15 @@ func notOwn(path string) error {
 	return nil
 }
 
-// do runs f inside the namespace, on the calling thread, which then comes home: IPAM plugins start from there. No other
-// goroutine runs on that thread any more.
+// atHome runs f on another thread than the caller's, which may be in a pod's namespace: other plugins start from here.
+func atHome(f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return <-done
+}
+
+// do runs f inside the namespace, on the calling thread, which then comes home. No other goroutine runs on that thread any
+// more (see [atHome]).
 func (p *pod) do(f func() error) error {
 	runtime.LockOSThread()
 	if err := unix.Setns(p.fd, unix.CLONE_NEWNET); err != nil {

@@ -24,39 +24,49 @@ func (j *job) configure(addrs []address, routes []*types.Route, mac subnet.MAC) 
 		return err
 	}
 	j.pod.index = l.index
-	up := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
-	info := upped(l.index)
-	up.AddData(&info)
-	up.AddData(macAttr(mac))
-	steps := []step{{fmt.Sprintf("set up with MAC %s", mac), up}}
+	steps := []step{{fmt.Sprintf("set up with MAC %s", mac), upped(unix.RTM_SETLINK, l.index, macAttr(mac))}}
 	for _, a := range addrs {
 		steps = append(steps, step{fmt.Sprintf("add %s/%d", a.ip, a.prefix.Bits()), addrRequest(l.index, a)})
 	}
-	first := len(steps)
 	for _, r := range routes {
+		if r.GW != nil && (r.GW.To4() == nil) != (r.Dst.IP.To4() == nil) {
+			return fmt.Errorf("route %s via %s: they are not of one family", &r.Dst, r.GW)
+		}
 		steps = append(steps, step{fmt.Sprintf("route %s via %s", &r.Dst, r.GW), routeRequest(l.index, r)})
+		if !isDefault(r) {
+			continue
+		}
+		if err := j.tryDefault(steps, r); err != nil { // further routes may lead through this one
+			return err
+		}
+		steps = nil
 	}
+	return j.pod.kernel.do(steps...)
+}
+
+// isDefault says whether the route is a default route that may get another metric.
+func isDefault(r *types.Route) bool {
+	ones, _ := r.Dst.Mask.Size()
+	return ones == 0 && r.Priority <= 0
+}
+
+// behind is more than the metric of any route that the kernel or we make unless told.
+const behind = 2048
+
+// tryDefault takes steps of which the last adds a default route. If another network of the pod has one, this one goes behind:
+// it stands in when that is gone.
+func (j *job) tryDefault(steps []step, r *types.Route) error {
+	last := len(steps) - 1
 	for i, err := range j.pod.kernel.all(steps) {
-		if i >= first && errors.Is(err, unix.EEXIST) {
-			err = j.standIn(routes[i-first])
+		if i == last && errors.Is(err, unix.EEXIST) {
+			r.Priority = behind + j.pod.index
+			err = j.pod.kernel.do(step{fmt.Sprintf("with metric %d", r.Priority), routeRequest(j.pod.index, r)})
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", steps[i].what, err)
 		}
 	}
 	return nil
-}
-
-// behind is more than the metric of any route that the kernel or we make unless told.
-const behind = 2048
-
-// standIn adds a default route behind that of another network of the pod: it stands in when that is gone.
-func (j *job) standIn(r *types.Route) error {
-	if ones, _ := r.Dst.Mask.Size(); ones > 0 || r.Priority != 0 {
-		return unix.EEXIST
-	}
-	r.Priority = behind + j.pod.index
-	return j.pod.kernel.do(step{fmt.Sprintf("with metric %d", r.Priority), routeRequest(j.pod.index, r)})
 }
 
 // addrRequest adds an address. One of IPv6 is ours by claim: to ask the others for it would take a second.
@@ -114,20 +124,20 @@ func routeRequest(index int, r *types.Route) *nl.NetlinkRequest {
 	if r.Scope != nil {
 		msg.Scope = uint8(*r.Scope)
 	}
-	if r.Table != nil {
+	if r.Table != nil && *r.Table > 0 {
 		msg.Table = unix.RT_TABLE_UNSPEC // it may not fit there
 		number(unix.RTA_TABLE, *r.Table)
 	}
-	if r.Priority != 0 {
+	if r.Priority > 0 {
 		number(unix.RTA_PRIORITY, r.Priority)
 	}
 	metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
 	for kind, v := range map[int]int{unix.RTAX_MTU: r.MTU, unix.RTAX_ADVMSS: r.AdvMSS} {
-		if v != 0 {
+		if v > 0 {
 			metrics.AddRtAttr(kind, nl.Uint32Attr(uint32(v)))
 		}
 	}
-	if r.MTU != 0 || r.AdvMSS != 0 {
+	if r.MTU > 0 || r.AdvMSS > 0 {
 		req.AddData(metrics)
 	}
 	return req
@@ -184,24 +194,20 @@ func writeAt(dir int, name, value string) error {
 // a gratuitous ARP request and an unsolicited neighbour advertisement for each (see [tune]). A packet socket of our own would
 // cost more than all the rest of an ADD: its end waits for an RCU grace period.
 func (p *pod) announce(mac subnet.MAC) error {
-	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	info.Index = int32(p.index)
-	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, 0)
-	req.AddData(info)
-	req.AddData(macAttr(mac))
-	return p.kernel.do(step{"announce " + mac.String(), req})
+	return p.kernel.do(step{"announce " + mac.String(), about(unix.RTM_SETLINK, 0, p.index, macAttr(mac))})
 }
 
 const (
 	patience = time.Second
-	stride   = 50 * time.Microsecond
+	stride   = 50 * time.Microsecond // and twice as long each time, for who asks keeps the kernel from it
+	longest  = time.Millisecond
 )
 
 // awaitCarrier waits until the kernel has seen the link's carrier (net/core/link_watch.c does that in its own time). What
 // is sent over a device before that is dropped, and the next attempt to resolve an address comes a second later.
-func awaitCarrier(kernel *conn, name string) error {
+func awaitCarrier(kernel *conn, index int) error {
 	return await(func() (bool, error) {
-		l, err := kernel.find(name, unix.IFLA_IFNAME)
+		l, err := kernel.look(index)
 		return l.running, err
 	})
 }
@@ -232,11 +238,12 @@ func (p *pod) awaitLocal(addrs []address) error {
 // await asks until the answer is yes. What is late still comes by itself: then it is no error either. It sleeps in the kernel:
 // the thread may be one on which nothing else runs, and to give it up and get it back costs more than the wait.
 func await(ask func() (bool, error)) error {
-	for deadline := time.Now().Add(patience); ; {
+	deadline := time.Now().Add(patience)
+	for wait := stride; ; wait = min(2*wait, longest) {
 		if done, err := ask(); err != nil || done || time.Now().After(deadline) {
 			return err
 		}
-		pause := unix.NsecToTimespec(stride.Nanoseconds())
+		pause := unix.NsecToTimespec(wait.Nanoseconds())
 		if err := unix.Nanosleep(&pause, nil); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait: %w", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
@@ -23,15 +24,22 @@ type conn struct {
 	buf []byte
 }
 
-// answerSize is more than a link without its counters, or an error with the kernel's words, takes.
-const answerSize = 8 << 10
+// answerSize is more than any link takes: its alternative names may have 64 KiB. What is not touched costs nothing.
+const answerSize = 128 << 10
+
+// answerTimeoutSec is longer than the kernel takes for anything, unless it is stuck.
+const answerTimeoutSec = 60
 
 func dial() (*conn, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1), unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1))
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1),
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: answerTimeoutSec}),
+	)
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("prepare a netlink socket: %w", err)
@@ -57,8 +65,19 @@ func (c *conn) do(steps ...step) error {
 	return nil
 }
 
+// mostSteps in one message: the socket must hold it, and an error for each of them.
+const mostSteps = 64
+
 // all returns the outcome of each step.
 func (c *conn) all(steps []step) []error {
+	var errs []error
+	for part := range slices.Chunk(steps, mostSteps) {
+		errs = append(errs, c.some(part)...)
+	}
+	return errs
+}
+
+func (c *conn) some(steps []step) []error {
 	var message []byte
 	for i, s := range steps {
 		s.req.Seq = c.seq + 1 + uint32(i)
@@ -71,7 +90,7 @@ func (c *conn) all(steps []step) []error {
 	c.seq += uint32(len(steps))
 	errs := make([]error, len(steps))
 	_, err := c.exchange(message, func(m syscall.NetlinkMessage) {
-		if i := int(m.Header.Seq - first); i < len(errs) {
+		if i := m.Header.Seq - first; i < uint32(len(errs)) {
 			errs[i] = failure(m)
 		}
 	})
@@ -86,7 +105,11 @@ func (c *conn) ask(req *nl.NetlinkRequest) ([]byte, error) {
 	c.seq++
 	req.Seq = c.seq
 	var err error
-	body, failed := c.exchange(req.Serialize(), func(m syscall.NetlinkMessage) { err = failure(m) })
+	body, failed := c.exchange(req.Serialize(), func(m syscall.NetlinkMessage) {
+		if m.Header.Seq == c.seq { // not what came late for a request that was given up
+			err = failure(m)
+		}
+	})
 	return body, errors.Join(failed, err)
 }
 
@@ -97,12 +120,15 @@ func (c *conn) exchange(message []byte, outcome func(syscall.NetlinkMessage)) ([
 		return nil, fmt.Errorf("ask the kernel: %w", err)
 	}
 	for {
-		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)
+		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("hear the kernel: %w", err)
+		}
+		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 { // somebody in the pod
+			continue
 		}
 		answers, err := syscall.ParseNetlinkMessage(c.buf[:n])
 		if err != nil {
@@ -123,10 +149,12 @@ func (c *conn) exchange(message []byte, outcome func(syscall.NetlinkMessage)) ([
 	}
 }
 
+var errShort = errors.New("the kernel's answer is too short")
+
 // failure reads an acknowledgement: nil, or an errno with what the kernel says of it.
 func failure(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 {
-		return errors.New("the kernel's answer is too short")
+		return errShort
 	}
 	code := int32(binary.NativeEndian.Uint32(m.Data))
 	if code == 0 {
@@ -171,17 +199,39 @@ var errNoLink = errors.New("does not exist")
 
 // find looks a link up by its name, or by an alternative one.
 func (c *conn) find(name string, how uint16) (link, error) {
-	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(int(how), nl.ZeroTerminated(name)))
-	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
-	body, err := c.ask(req)
-	if errors.Is(err, unix.ENODEV) {
-		return link{}, fmt.Errorf("%s %w", name, errNoLink)
+	l, err := c.read(about(unix.RTM_GETLINK, 0, 0, nl.NewRtAttr(int(how), nl.ZeroTerminated(name)), withoutStats()))
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return l, fmt.Errorf("%s %w", name, errNoLink)
+	case err != nil:
+		return l, fmt.Errorf("look for %s: %w", name, err)
 	}
-	if err != nil || len(body) < unix.SizeofIfInfomsg {
-		return link{}, fmt.Errorf("look for %s: %w", name, err)
+	return l, nil
+}
+
+// look looks at the link with that index.
+func (c *conn) look(index int) (link, error) {
+	l, err := c.read(about(unix.RTM_GETLINK, 0, index, withoutStats()))
+	if err != nil {
+		return l, fmt.Errorf("look at link %d: %w", index, err)
+	}
+	return l, nil
+}
+
+// withoutStats leaves a link's counters out of the answer.
+func withoutStats() *nl.RtAttr {
+	const skipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
+	return nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats))
+}
+
+// read asks for one link.
+func (c *conn) read(req *nl.NetlinkRequest) (link, error) {
+	body, err := c.ask(req)
+	if err == nil && len(body) < unix.SizeofIfInfomsg {
+		err = errShort
+	}
+	if err != nil {
+		return link{}, err
 	}
 	info, attrs := nl.DeserializeIfInfomsg(body), body[unix.SizeofIfInfomsg:]
 	l := link{index: int(info.Index), up: info.Flags&unix.IFF_UP != 0}
@@ -194,38 +244,43 @@ func (c *conn) find(name string, how uint16) (link, error) {
 	l.kind = text(about, nl.IFLA_INFO_KIND)
 	mac, _ := attribute(attrs, unix.IFLA_ADDRESS)
 	l.mac = bytes.Clone(mac)
-	if mtu, ok := attribute(attrs, unix.IFLA_MTU); ok {
+	if mtu, ok := attribute(attrs, unix.IFLA_MTU); ok && len(mtu) >= 4 {
 		l.mtu = int(binary.NativeEndian.Uint32(mtu))
 	}
 	state, ok := attribute(attrs, unix.IFLA_OPERSTATE)
 	const operUp = 6 // IF_OPER_UP
-	l.running = ok && state[0] == operUp
+	l.running = ok && bytes.Equal(state, []byte{operUp})
 	return l, nil
 }
 
-// named is a request about the link of that name; the kernel looks it up.
-func named(kind, flags int, name string, info nl.IfInfomsg, more ...nl.NetlinkRequestData) *nl.NetlinkRequest {
+// about is a request about the link with that index. It does not name the link: that would be to rename it.
+func about(kind, flags, index int, more ...nl.NetlinkRequestData) *nl.NetlinkRequest {
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(index)
+	return newRequest(kind, flags, info, more...)
+}
+
+// upped is [about] that sets the link up too.
+func upped(kind, index int, more ...nl.NetlinkRequestData) *nl.NetlinkRequest {
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index, info.Flags, info.Change = int32(index), unix.IFF_UP, unix.IFF_UP
+	return newRequest(kind, 0, info, more...)
+}
+
+func newRequest(kind, flags int, head nl.NetlinkRequestData, more ...nl.NetlinkRequestData) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(kind, flags)
-	req.AddData(&info)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	req.AddData(head)
 	for _, m := range more {
 		req.AddData(m)
 	}
 	return req
 }
 
-// upped is a link's header that sets it up.
-func upped(index int) nl.IfInfomsg {
-	info := *nl.NewIfInfomsg(unix.AF_UNSPEC)
-	info.Index, info.Flags, info.Change = int32(index), unix.IFF_UP, unix.IFF_UP
-	return info
-}
-
-// altName claims an alternative name for a link, or gives it back.
-func altName(kind, flags int, name, alternative string) *nl.NetlinkRequest {
+// altNameAttr holds an alternative name of a link.
+func altNameAttr(name string) *nl.RtAttr {
 	list := nl.NewRtAttr(unix.IFLA_PROP_LIST|unix.NLA_F_NESTED, nil)
-	list.AddRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(alternative))
-	return named(kind, flags, name, *nl.NewIfInfomsg(unix.AF_UNSPEC), list)
+	list.AddRtAttr(unix.IFLA_ALT_IFNAME, nl.ZeroTerminated(name))
+	return list
 }
 
 // macAttr is a link's address.
