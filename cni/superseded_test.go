@@ -109,7 +109,7 @@ func TestOnlyTheKernelIsHeard(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(other) //nolint:errcheck // only sent to
+		defer unix.Close(other)
 		forged := make([]byte, unix.NLMSG_HDRLEN+unix.SizeofIfInfomsg)
 		binary.NativeEndian.PutUint32(forged, uint32(len(forged)))
 		binary.NativeEndian.PutUint16(forged[4:], unix.RTM_NEWLINK)

@@ -13,7 +13,7 @@ import (
 	"github.com/overlayd/overlayd/backend"
 )
 
-// crowd is so many changes that to hear of each costs more than the further look that not hearing of them asks for.
+// crowd is so many changes that we do not want to hear of each: who makes as many reads all tables again afterwards.
 const crowd = 1000
 
 // Apply implements [backend.Kernel]. Rows of which there are many go to the kernel in batches.

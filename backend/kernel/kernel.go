@@ -42,6 +42,7 @@ type Kernel struct {
 	halves  map[int]time.Time         // when links of attachments that have not ended were first seen, by index
 	filters map[string]backend.Filter // of our tables by family, as last read: which sets to look for when nothing there says it
 	counted map[string]counted        // as last read: what is removed by others and made again goes on counting
+	around  surroundings              // as last read, while nobody changed it
 	size    int                       // rows of the last reading: the next will have about as many
 }
 

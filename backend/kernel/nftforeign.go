@@ -38,21 +38,65 @@ func familyName(number uint8) string {
 	return fmt.Sprint(number)
 }
 
-// readForeign looks for base chains of others that drop what is ours, and for our rules in them.
+// surroundings are what others' chains do to us.
+type surroundings struct {
+	accepts   []backend.Accept // rules of ours in them
+	drops     []backend.Chain  // that need such rules
+	obstacles []backend.Obstacle
+}
+
+// readForeign adds what others' chains do to us. While somebody changes them it cannot be said: then it is what was said before.
 func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error {
+	probes := probesOf(m, *h, s)
+	for range retries {
+		before, err := k.generation()
+		if err != nil {
+			return fmt.Errorf("ask nf_tables for its generation: %w", err)
+		}
+		now, err := k.lookAround(probes)
+		if err != nil {
+			return err
+		}
+		after, err := k.generation()
+		if err != nil {
+			return fmt.Errorf("ask nf_tables for its generation: %w", err)
+		}
+		if before == after {
+			k.around = now
+			break
+		}
+	}
+	for _, a := range k.around.accepts {
+		s.Add(a)
+	}
+	h.Obstacles = k.around.obstacles
+	if h.Bridge != "" {
+		h.Drops = k.around.drops
+	}
+	return nil
+}
+
+// lookAround follows the probes through all base chains of others.
+func (k *Kernel) lookAround(probes []probe) (surroundings, error) {
+	var now surroundings
 	chains, err := k.readChains()
 	if err != nil {
-		return err
+		return now, err
 	}
-	probes, read := probesOf(m, *h, s), k.newReading()
+	asleep, err := k.dormant()
+	if err != nil {
+		return now, fmt.Errorf("list nft tables: %w", err)
+	}
+	read := k.newReading()
 	for _, c := range chains {
 		routed := c.family == unix.NFPROTO_IPV4 || c.family == unix.NFPROTO_IPV6 || c.family == unix.NFPROTO_INET
-		if c.kind != "filter" || !routed || c.table == backend.TableName {
+		filters := c.kind == "filter" || c.kind == "route" // the latter is iptables' table mangle at output
+		if !filters || !routed || c.table == backend.TableName || asleep[place{family: c.family, table: c.table}] {
 			continue
 		}
 		if c.hook == unix.NF_INET_FORWARD && c.table == iptablesTable && c.name == iptablesForward && c.family != unix.NFPROTO_INET {
-			if err := read.iptables(c, probes, h, s); err != nil {
-				return err
+			if err := read.iptables(c, probes, &now); err != nil {
+				return now, err
 			}
 		}
 		for _, p := range probes {
@@ -63,41 +107,70 @@ func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error 
 				Chain: backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}, Hook: p.name, Tool: toolOf(c, chains), Peer: p.peer,
 			}
 			same := func(other backend.Obstacle) bool { return other.Chain == o.Chain && other.Hook == o.Hook }
-			if !slices.ContainsFunc(h.Obstacles, same) {
-				h.Obstacles = append(h.Obstacles, o)
+			if !slices.ContainsFunc(now.obstacles, same) {
+				now.obstacles = append(now.obstacles, o)
 			}
 		}
 	}
-	return nil
+	return now, nil
 }
 
-// iptables looks at iptables' chain for forwarded packets: where our rules are in it, and whether it needs them.
-func (r *reading) iptables(c chainState, probes []probe, h *backend.Host, s backend.State) error {
+// iptables looks at iptables' chain for forwarded packets: where our rules are in it, and whether it needs them. It does when
+// it drops whatever nothing has accepted; a rule that drops something in particular is somebody's will, and only named.
+func (r *reading) iptables(c chainState, probes []probe, now *surroundings) error {
 	found := backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}
 	rules, err := r.rulesOf(place{c.family, c.table, c.name})
 	if err != nil {
 		return err
 	}
-	addAccepts(s, found, rules)
+	needs := c.policy == nfDrop
+	if slices.ContainsFunc(rules, dropsAll) {
+		needs = needs || slices.ContainsFunc(probes, func(p probe) bool {
+			return p.hook == unix.NF_INET_FORWARD && c.sees(p.packet) && r.drops(c, p, isOurs)
+		})
+	}
+	now.addAccepts(found, rules)
 	if slices.ContainsFunc(rules, visitsDocker) {
 		found.Name = dockerUser
 		if rules, err = r.rulesOf(place{c.family, c.table, dockerUser}); err != nil {
 			return err
 		}
-		addAccepts(s, found, rules)
+		now.addAccepts(found, rules)
 	}
-	needs := func(p probe) bool {
-		return p.hook == unix.NF_INET_FORWARD && c.sees(p.packet) && r.drops(c, p, func(own *nftables.Rule) bool { return commentOf(own.UserData) == acceptComment })
-	}
-	if h.Bridge != "" && (c.policy == nfDrop || slices.ContainsFunc(probes, needs)) {
-		h.Drops = append(h.Drops, found)
+	if needs {
+		now.drops = append(now.drops, found)
 	}
 	return nil
 }
 
+// isOurs says whether we made the rule in somebody's chain.
+func isOurs(r *nftables.Rule) bool { return commentOf(r.UserData) == acceptComment }
+
+// dropsAll says whether the rule drops, or rejects, whatever comes to it.
+func dropsAll(r *nftables.Rule) bool {
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			return true
+		case *expr.Verdict:
+			return e.Kind == expr.VerdictDrop
+		case *expr.Match:
+			if e.Name != "comment" {
+				return false
+			}
+		case *expr.Target:
+			return e.Name == "REJECT"
+		default:
+			return false
+		}
+	}
+	return false
+}
+
 // drops says whether the chain drops the probe for certain, with some rules looked over.
 func (r *reading) drops(c chainState, p probe, past func(*nftables.Rule) bool) bool {
-	w := walk{reading: r, family: c.family, table: c.table, packet: p.packet, past: past}
+	w := walk{reading: r, family: c.family, table: c.table, packet: p.packet, past: past, fates: map[string]fate{}}
 	return w.base(c)
 }
 
@@ -135,6 +208,7 @@ func probesOf(m machine, h backend.Host, s backend.State) []probe {
 		devices[name] = device{name, uint32(index)}
 	}
 	var vxlan backend.VXLAN
+	var table backend.Table
 	type way struct { // its kind: one probe there and back is enough
 		dev string
 		six bool
@@ -144,6 +218,10 @@ func probesOf(m machine, h backend.Host, s backend.State) []probe {
 		switch e := e.(type) {
 		case backend.VXLAN:
 			vxlan = e
+		case backend.Table:
+			if e.Family == backend.FamilyInet {
+				table = e
+			}
 		case backend.FDB:
 			vteps = append(vteps, e.Dst)
 		case backend.Addr:
@@ -166,8 +244,12 @@ func probesOf(m machine, h backend.Host, s backend.State) []probe {
 		if bridge.index == 0 || !here.IsValid() {
 			continue
 		}
-		forth := packet{in: bridge, out: dev, src: here, dst: there, protocol: unix.IPPROTO_TCP, port: 1, state: stateNew}
-		back := packet{in: dev, out: bridge, src: there, dst: here, protocol: unix.IPPROTO_TCP, port: 1, state: stateNew}
+		forth := packet{in: bridge, out: dev, src: here, dst: there, protocol: unix.IPPROTO_TCP, port: 1, anyPort: true, state: stateNew}
+		if pool := map[bool]netip.Prefix{false: table.Filter.Untracked4, true: table.Filter.Untracked6}[w.six]; pool.IsValid() {
+			forth.state = stateUntracked
+		}
+		back := forth
+		back.in, back.out, back.src, back.dst = dev, bridge, there, here
 		all = append(all, probe{forth, unix.NF_INET_FORWARD, backend.HookForward, there}, probe{back, unix.NF_INET_FORWARD, backend.HookForward, there})
 	}
 	if len(vteps) > 0 && vxlan.Local.IsValid() {
@@ -180,10 +262,10 @@ func probesOf(m machine, h backend.Host, s backend.State) []probe {
 }
 
 // addAccepts adds our rules among those of a chain.
-func addAccepts(s backend.State, chain backend.Chain, rules []*nftables.Rule) {
+func (a *surroundings) addAccepts(chain backend.Chain, rules []*nftables.Rule) {
 	for _, r := range rules {
-		if in, dev, ok := acceptOf(r); ok && commentOf(r.UserData) == acceptComment {
-			s.Add(backend.Accept{Chain: chain, In: in, Dev: dev})
+		if in, dev, ok := acceptOf(r); ok && isOurs(r) {
+			a.accepts = append(a.accepts, backend.Accept{Chain: chain, In: in, Dev: dev})
 		}
 	}
 }

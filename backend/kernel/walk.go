@@ -1,11 +1,8 @@
 package kernel
 
 import (
-	"bytes"
-
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 // answer is what can be said of a rule without sending a packet: others' rules may ask for what we do not know.
@@ -26,44 +23,6 @@ const (
 	drops
 )
 
-// reading is what was read of others' chains and sets: each of them once.
-type reading struct {
-	kernel *Kernel
-	rules  map[place][]*nftables.Rule
-	sets   map[place][]setElement
-}
-
-// place is where a chain or a set is.
-type place struct {
-	family      uint8
-	table, name string
-}
-
-func (k *Kernel) newReading() *reading {
-	return &reading{kernel: k, rules: map[place][]*nftables.Rule{}, sets: map[place][]setElement{}}
-}
-
-func (r *reading) rulesOf(chain place) ([]*nftables.Rule, error) {
-	rules, ok := r.rules[chain]
-	var err error
-	if !ok {
-		if rules, err = r.kernel.rulesOf(chain.family, chain.table, chain.name); err == nil {
-			r.rules[chain] = rules
-		}
-	}
-	return rules, err
-}
-
-// elementsOf returns nil for a set that cannot be read.
-func (r *reading) elementsOf(set place) []setElement {
-	all, ok := r.sets[set]
-	if !ok {
-		all = r.kernel.elementsOf(set)
-		r.sets[set] = all
-	}
-	return all
-}
-
 // walk follows a packet through somebody's chains.
 type walk struct {
 	*reading
@@ -75,6 +34,7 @@ type walk struct {
 	regs  registers
 	doubt bool // something that we cannot judge may let the packet through
 	depth int
+	fates map[string]fate // of chains that were followed: the packet is the same
 }
 
 // deepest is how far chains may jump (net/netfilter, NFT_JUMP_STACK_SIZE).
@@ -89,20 +49,28 @@ func (w *walk) base(c chainState) bool {
 	return end == drops && !w.doubt
 }
 
-func (w *walk) chain(name string) fate {
+// chain returns what becomes of the packet in the chain. Once there is doubt that no longer matters.
+func (w *walk) chain(name string) (end fate) {
+	if end, ok := w.fates[name]; ok {
+		return end
+	}
 	rules, err := w.rulesOf(place{w.family, w.table, name})
 	if err != nil || w.depth == deepest {
 		w.doubt = true
-		return passes
 	}
 	w.depth++
-	defer func() { w.depth-- }()
+	defer func() {
+		w.depth--
+		w.fates[name] = end
+	}()
 	for _, r := range rules {
+		if w.doubt {
+			return passes
+		}
 		if w.past != nil && w.past(r) {
 			continue
 		}
-		end, done := w.rule(r)
-		if done {
+		if end, done := w.rule(r); done {
 			return end
 		}
 	}
@@ -157,11 +125,19 @@ func (w *walk) judge(e expr.Any) (*expr.Verdict, answer) {
 		return e, yes
 	case *expr.Reject:
 		return &expr.Verdict{Kind: expr.VerdictDrop}, yes
+	case *expr.Queue, *expr.SynProxy: // a program decides, or the kernel later
+		return &expr.Verdict{Kind: expr.VerdictQueue}, yes
 	case *expr.Counter, *expr.Log, *expr.Notrack:
+		return nil, yes
+	case *expr.Objref:
+		const counter = 1 // NFT_OBJECT_COUNTER; a quota or a limit is another
+		return nil, max(perhaps, whether(e.Type == counter))
+	case *expr.Immediate:
+		w.regs.load(e.Register, known(e.Data))
 		return nil, yes
 	case *expr.Meta:
 		if !e.SourceRegister {
-			w.regs.load(e.Register, w.packet.meta(e.Key))
+			w.regs.load(e.Register, known(w.packet.meta(e.Key)))
 		}
 		return nil, yes
 	case *expr.Payload:
@@ -185,6 +161,7 @@ func (w *walk) judge(e expr.Any) (*expr.Verdict, answer) {
 	case *expr.Target:
 		return target(e)
 	}
+	w.regs = registers{} // what it may have loaded
 	return nil, perhaps
 }
 
@@ -196,13 +173,13 @@ func (w *walk) ct(e *expr.Ct) answer {
 	}
 	switch {
 	case e.Key == expr.CtKeySTATE:
-		w.regs.load(e.Register, native(w.packet.state))
+		w.regs.load(e.Register, known(native(w.packet.state)))
 	case w.packet.state == stateUntracked:
 		return no
 	case e.Key == expr.CtKeySTATUS: // a new connection, that nobody has translated
-		w.regs.load(e.Register, native(0))
+		w.regs.load(e.Register, known(native(0)))
 	default:
-		w.regs.load(e.Register, nil)
+		w.regs.load(e.Register, field{})
 	}
 	return yes
 }
@@ -218,16 +195,8 @@ func target(e *expr.Target) (*expr.Verdict, answer) {
 	return &expr.Verdict{Kind: expr.VerdictAccept}, perhaps
 }
 
-// setElement is one of a set, or of a map from keys to verdicts.
-type setElement struct {
-	nftElement
-	end     bool // it only says where an interval ends
-	verdict *expr.Verdict
-}
-
 func (w *walk) lookup(e *expr.Lookup) (*expr.Verdict, answer) {
-	found, a := w.regs.among(e.SourceRegister, w.elementsOf(place{w.family, w.table, e.SetName}))
-
+	found, a := w.among(e)
 	const mapped = 0 // the register of verdicts (NFT_REG_VERDICT)
 	switch {
 	case !e.IsDestRegSet && e.Invert:
@@ -235,7 +204,7 @@ func (w *walk) lookup(e *expr.Lookup) (*expr.Verdict, answer) {
 	case !e.IsDestRegSet:
 		return nil, a
 	case e.DestRegister != mapped:
-		w.regs.load(e.DestRegister, nil)
+		w.regs.load(e.DestRegister, field{})
 		return nil, a
 	case a == yes && found.verdict != nil:
 		return found.verdict, yes
@@ -245,50 +214,20 @@ func (w *walk) lookup(e *expr.Lookup) (*expr.Verdict, answer) {
 	return &expr.Verdict{Kind: expr.VerdictAccept}, perhaps // any of its verdicts
 }
 
-// elementsOf reads a set of somebody's; nil when it cannot be read.
-func (k *Kernel) elementsOf(set place) []setElement {
-	all := []setElement{}
-	err := k.nftDump(unix.NFT_MSG_GETSETELEM, set.family, set.table, set.name, func(_ uint8, attrs []byte) {
-		for kind, value := range attributes(attrs) {
-			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-				continue
-			}
-			for _, element := range attributes(value) {
-				all = append(all, foreignElement(element))
-			}
-		}
-	})
-	if err != nil {
-		return nil
+// among says whether a register's value is in a set.
+func (w *walk) among(e *expr.Lookup) (setElement, answer) {
+	set := place{w.family, w.table, e.SetName}
+	length, ok := w.keyLength(set)
+	if !ok {
+		return setElement{}, perhaps
 	}
-	return all
-}
-
-func foreignElement(attrs []byte) setElement {
-	var e setElement
-	e.nftElement, e.end = elementFrom(bytes.Clone(attrs)) // the next message comes to the same place
-	for kind, value := range attributes(attrs) {
-		if kind != unix.NFTA_SET_ELEM_DATA {
-			continue
-		}
-		for kind, value := range attributes(value) {
-			if kind == unix.NFTA_DATA_VERDICT {
-				e.verdict = verdictOf(value)
-			}
-		}
+	key, sure := w.regs.value(e.SourceRegister, length)
+	if sure == unknownByte {
+		return setElement{}, perhaps
 	}
-	return e
-}
-
-func verdictOf(attrs []byte) *expr.Verdict {
-	var v expr.Verdict
-	for kind, value := range attributes(attrs) {
-		switch kind {
-		case unix.NFTA_VERDICT_CODE:
-			v.Kind = expr.VerdictKind(int32(be32Of(value)))
-		case unix.NFTA_VERDICT_CHAIN:
-			v.Chain = unix.ByteSliceToString(value)
-		}
+	found, a := w.element(set, key)
+	if a == yes && (found.conditional || sure != knownByte) {
+		a = perhaps
 	}
-	return &v
+	return found, a
 }

@@ -30,6 +30,7 @@ type packet struct {
 	src, dst netip.Addr
 	protocol byte
 	port     uint16 // it goes to
+	anyPort  bool   // the port is one of many that could be: rules for a range of them say nothing
 	state    uint32
 	local    bool // dst is this host's
 }
@@ -67,29 +68,47 @@ func (p packet) family() uint8 {
 	return unix.NFPROTO_IPV6
 }
 
-// payload returns bytes of a header, nil for what is not known.
-func (p packet) payload(base expr.PayloadBase, offset, length uint32) []byte {
-	within := func(field []byte, begin uint32) []byte {
-		if offset < begin || offset+length > begin+uint32(len(field)) {
-			return nil
+// header returns what is known of a header.
+func (p packet) header(base expr.PayloadBase) field {
+	const length4, protocol4, source4 = 20, 9, 12 // RFC 791
+	const length6, protocol6, source6 = 40, 6, 8  // RFC 8200
+	const ports, port = 4, 2                      // RFC 768, RFC 9293
+	var f field
+	put := func(at int, value []byte, sure certainty) {
+		copy(f.bytes[at:], value)
+		for i := range value {
+			f.sure[at+i] = sure
 		}
-		return field[offset-begin:][:length]
 	}
-	const protocol4, source4, protocol6, source6, port = 9, 12, 6, 8, 2 // offsets (RFC 791, RFC 8200, RFC 768)
-	addrs := slices.Concat(p.src.AsSlice(), p.dst.AsSlice())
 	switch {
 	case base == expr.PayloadBaseTransportHeader:
-		return within(binary.BigEndian.AppendUint16(nil, p.port), port)
-	case base != expr.PayloadBaseNetworkHeader:
-		return nil
-	case p.src.Is4() && offset < source4:
-		return within([]byte{p.protocol}, protocol4)
-	case p.src.Is4():
-		return within(addrs, source4)
-	case offset < source6:
-		return within([]byte{p.protocol}, protocol6)
+		f = newField(ports)
+		sure := knownByte
+		if p.anyPort {
+			sure = vagueByte
+		}
+		put(port, binary.BigEndian.AppendUint16(nil, p.port), sure)
+	case base == expr.PayloadBaseNetworkHeader && p.src.Is4():
+		f = newField(length4)
+		put(protocol4, []byte{p.protocol}, knownByte)
+		put(source4, slices.Concat(p.src.AsSlice(), p.dst.AsSlice()), knownByte)
+	case base == expr.PayloadBaseNetworkHeader:
+		f = newField(length6)
+		put(protocol6, []byte{p.protocol}, knownByte)
+		put(source6, slices.Concat(p.src.AsSlice(), p.dst.AsSlice()), knownByte)
 	}
-	return within(addrs, source6)
+	return f
+}
+
+// payload returns a part of a header.
+func (p packet) payload(base expr.PayloadBase, offset, length uint32) field {
+	const most = 64 // all registers
+	header, f := p.header(base), newField(int(min(length, most)))
+	if int(offset) < len(header.bytes) {
+		copy(f.bytes, header.bytes[offset:])
+		copy(f.sure, header.sure[offset:])
+	}
+	return f
 }
 
 // match judges what iptables adds to a rule and nft has no words for.
@@ -99,6 +118,12 @@ func (p packet) match(e *expr.Match) answer {
 		return yes
 	case *xt.Udp:
 		return p.ports(unix.IPPROTO_UDP, info.SrcPorts, info.DstPorts, info.InvFlags&xt.UdpInvSrcPorts != 0, info.InvFlags&xt.UdpInvDestPorts != 0)
+	case *xt.Tcp:
+		a := p.ports(unix.IPPROTO_TCP, info.SrcPorts, info.DstPorts, info.InvFlags&xt.TcpInvSrcPorts != 0, info.InvFlags&xt.TcpInvDestPorts != 0)
+		if info.Option != 0 || info.FlagsMask != 0 {
+			a = min(a, perhaps)
+		}
+		return a
 	case *xt.ConntrackMtinfo3:
 		if info.MatchFlags&^uint16(xt.ConntrackStateAlias) != uint16(xt.ConntrackState) {
 			return perhaps
@@ -123,10 +148,16 @@ func (p packet) match(e *expr.Match) answer {
 }
 
 func (p packet) ports(protocol byte, src, dst [2]uint16, notSrc, notDst bool) answer {
-	if protocol != p.protocol || dst[0] <= p.port && p.port <= dst[1] == notDst {
+	all := [2]uint16{0, 0xffff}
+	inside := dst[0] <= p.port && p.port <= dst[1]
+	switch {
+	case protocol != p.protocol:
 		return no
-	}
-	if src != [2]uint16{0, 0xffff} || notSrc {
+	case p.anyPort && dst != all && dst[0] != dst[1]:
+		return perhaps
+	case inside == notDst:
+		return no
+	case src != all || notSrc:
 		return perhaps
 	}
 	return yes
@@ -139,10 +170,36 @@ func whether(b bool) answer {
 	return no
 }
 
+// certainty is how well a byte is known.
+type certainty uint8
+
+const (
+	unknownByte certainty = iota
+	vagueByte             // one of many that it could be: that it is not another one means something, no more
+	knownByte
+)
+
+// field is a value of which some bytes may not be known. The empty field is one of any length of which nothing is.
+type field struct {
+	bytes []byte
+	sure  []certainty
+}
+
+func newField(length int) field { return field{make([]byte, length), make([]certainty, length)} }
+
+// known is a field that is; nil is the empty one.
+func known(value []byte) field {
+	f := field{value, make([]certainty, len(value))}
+	for i := range f.sure {
+		f.sure[i] = knownByte
+	}
+	return f
+}
+
 // registers hold what a rule has loaded: 16 of four bytes, which are also four of 16 (include/uapi/linux/netfilter/nf_tables.h).
 type registers struct {
 	bytes [64]byte
-	known [16]bool
+	sure  [64]certainty
 }
 
 const slot = 4 // bytes of a register
@@ -153,59 +210,68 @@ func at(register uint32) int {
 	if register >= first {
 		return min(int(register)-first, 15) * slot
 	}
-	return max(int(register)-verdict, 0) * wide
+	return max(int(register)-verdict, 0) * wide % 64
 }
 
-// load fills registers; nil is a value that is not known, of any length.
-func (r *registers) load(register uint32, value []byte) {
+// load fills registers, the last of them to its end.
+func (r *registers) load(register uint32, f field) {
 	begin := at(register)
-	if value == nil {
-		for i := begin / slot; i < len(r.known); i++ {
-			r.known[i] = false
-		}
+	if len(f.bytes) == 0 {
+		clear(r.sure[begin:])
 		return
 	}
-	end := min(begin+align(len(value)), len(r.bytes))
+	end := min(begin+align(len(f.bytes)), len(r.bytes))
 	clear(r.bytes[begin:end])
-	copy(r.bytes[begin:], value)
-	for i := begin / slot; i < end/slot; i++ {
-		r.known[i] = true
+	for i := range r.sure[begin:end] {
+		r.sure[begin+i] = knownByte
 	}
+	copy(r.bytes[begin:end], f.bytes)
+	copy(r.sure[begin:end], f.sure)
 }
 
-// value returns so many bytes, or nil when they are not all known.
-func (r *registers) value(register uint32, length int) []byte {
+// value returns so many bytes, and how sure the least sure of them is.
+func (r *registers) value(register uint32, length int) ([]byte, certainty) {
 	begin := at(register)
-	if begin+length > len(r.bytes) || slices.Contains(r.known[begin/slot:align(begin+length)/slot], false) {
-		return nil
+	if length <= 0 || begin+length > len(r.bytes) {
+		return nil, unknownByte
 	}
-	return r.bytes[begin:][:length]
+	return r.bytes[begin:][:length], slices.Min(r.sure[begin:][:length])
 }
 
 func (r *registers) bitwise(e *expr.Bitwise) {
-	v := r.value(e.SourceRegister, int(e.Len))
+	v, _ := r.value(e.SourceRegister, int(e.Len))
 	if v == nil || len(e.Mask) != len(v) || len(e.Xor) != len(v) {
-		r.load(e.DestRegister, nil)
+		r.load(e.DestRegister, field{})
 		return
 	}
-	out := make([]byte, len(v))
+	out := newField(len(v))
 	for i := range v {
-		out[i] = v[i]&e.Mask[i] ^ e.Xor[i]
+		out.bytes[i] = v[i]&e.Mask[i] ^ e.Xor[i]
+		out.sure[i] = r.sure[at(e.SourceRegister)+i]
+		if e.Mask[i] == 0 {
+			out.sure[i] = knownByte
+		}
 	}
 	r.load(e.DestRegister, out)
 }
 
+// compare judges a comparison. What was compared for being equal is not looked at again: a rule loads anew, and where it seems
+// not to, the library has left out an expression that it does not know.
 func (r *registers) compare(e *expr.Cmp) answer {
-	v := r.value(e.Register, len(e.Data))
-	if v == nil {
+	v, sure := r.value(e.Register, len(e.Data))
+	if e.Op == expr.CmpOpEq || e.Op == expr.CmpOpNeq {
+		a := r.equal(e.Register, e.Data)
+		if e.Op == expr.CmpOpNeq {
+			a = yes - a
+		}
+		*r = registers{}
+		return a
+	}
+	if sure != knownByte {
 		return perhaps
 	}
 	c := bytes.Compare(v, e.Data)
 	switch e.Op {
-	case expr.CmpOpEq:
-		return whether(c == 0)
-	case expr.CmpOpNeq:
-		return whether(c != 0)
 	case expr.CmpOpLt:
 		return whether(c < 0)
 	case expr.CmpOpLte:
@@ -218,32 +284,22 @@ func (r *registers) compare(e *expr.Cmp) answer {
 	return perhaps
 }
 
+// equal says whether a register holds the bytes: one that differs is enough to know.
+func (r *registers) equal(register uint32, data []byte) answer {
+	v, sure := r.value(register, len(data))
+	for i := range v {
+		if r.sure[at(register)+i] != unknownByte && v[i] != data[i] {
+			return no
+		}
+	}
+	return max(perhaps, whether(sure == knownByte))
+}
+
 func (r *registers) within(e *expr.Range) answer {
-	v := r.value(e.Register, len(e.FromData))
-	if v == nil {
+	v, sure := r.value(e.Register, len(e.FromData))
+	if sure != knownByte {
 		return perhaps
 	}
 	inside := bytes.Compare(e.FromData, v) <= 0 && bytes.Compare(v, e.ToData) <= 0
 	return whether(inside == (e.Op == expr.CmpOpEq))
-}
-
-// among looks for what a register holds in the elements of a set. Those of a set of intervals say where one begins or ends.
-func (r *registers) among(register uint32, all []setElement) (setElement, answer) {
-	if all == nil {
-		return setElement{}, perhaps
-	}
-	var last setElement // the greatest that is not beyond
-	intervals := slices.ContainsFunc(all, func(e setElement) bool { return e.end })
-	for _, e := range all {
-		v := r.value(register, len(e.first))
-		switch {
-		case v == nil || e.first == nil || e.last != nil: // unknown, everything else, or a concatenation with intervals
-			return setElement{}, perhaps
-		case intervals && bytes.Compare(e.first, v) <= 0 && (last.first == nil || bytes.Compare(last.first, e.first) <= 0):
-			last = e
-		case !intervals && bytes.Equal(e.first, v):
-			return e, yes
-		}
-	}
-	return last, whether(last.first != nil && !last.end)
 }

@@ -45,8 +45,8 @@ func (e *Ear) Watch(ctx context.Context, near Near, kick func(), lost func(error
 	}
 }
 
-// shut leaves all groups until the function that it returns is called, which kicks: what happened meanwhile was not told. To
-// tell us of many thousand rows that we make takes the kernel, and us, as long as to make them.
+// shut leaves all groups until the function that it returns is called. What happens meanwhile is not told: the caller looks
+// again. To tell us of many thousand rows that we make takes the kernel, and us, as long as to make them.
 func (e *Ear) shut() (reopen func()) {
 	if e == nil {
 		return func() {}
@@ -60,9 +60,8 @@ func (e *Ear) shut() (reopen func()) {
 	return func() {
 		for _, l := range shut {
 			if err := l.each(unix.NETLINK_ADD_MEMBERSHIP); err != nil {
-				_ = l.file.Close() // a new one is opened
+				_ = l.file.Close() // a new one is opened, which kicks
 			}
-			l.kick()
 		}
 	}
 }
@@ -100,7 +99,6 @@ func (e *Ear) watch(ctx context.Context, near Near, kick func()) error {
 type listener struct {
 	file   *os.File
 	groups []int
-	kick   func()
 }
 
 // each joins all groups, or leaves them.
@@ -120,7 +118,7 @@ func (l *listener) each(how int) error {
 
 // listen reads one socket.
 func (e *Ear) listen(ctx context.Context, protocol int, groups []int, concerns func(uint16, []byte) bool, kick func()) error {
-	l := &listener{groups: groups, kick: kick}
+	l := &listener{groups: groups}
 	var err error
 	if l.file, err = subscribe(protocol); err != nil {
 		return err
@@ -189,7 +187,7 @@ func concerns(kind uint16, body []byte, near Near) bool {
 				addr, _ = netip.AddrFromSlice(value)
 			}
 		}
-		return binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0 || near.VTEP(addr)
+		return binary.NativeEndian.Uint16(body[8:])&unix.NUD_PERMANENT != 0 || addr.IsValid() && near.VTEP(addr)
 	}
 	return true
 }

@@ -230,6 +230,9 @@ func (w *witness) near(p netip.Prefix) bool {
 
 // isVTEP says whether the address is that of a peer's VXLAN device.
 func (w *witness) isVTEP(a netip.Addr) bool {
+	if !a.IsValid() { // as is the one that a lease of the other family has
+		return false
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.last.Leases, func(l subnet.Lease) bool { return l.Subnet.Addr() == a || l.Subnet6.Addr() == a })

@@ -187,3 +187,14 @@ func TestAFloodOfJunkKeysIsAFewLinesOfLog(t *testing.T) {
 		t.Errorf("%d lines, want %d:\n%s", lines, most+1, log.String())
 	}
 }
+
+// TestNoAddressIsNoVTEP: a lease of one family has none of the other, and the kernel tells of neighbours without one.
+func TestNoAddressIsNoVTEP(t *testing.T) {
+	w := newWitness(&options{node: "h1"}, uplink(1500))
+	w.last.Leases = []subnet.Lease{{Node: "h2", Subnet: netip.MustParsePrefix("10.5.35.0/24")}}
+	for addr, want := range map[netip.Addr]bool{{}: false, netip.MustParseAddr("10.5.35.0"): true, netip.MustParseAddr("10.5.35.7"): false} {
+		if got := w.isVTEP(addr); got != want {
+			t.Errorf("%s: %v, want %v", addr, got, want)
+		}
+	}
+}
