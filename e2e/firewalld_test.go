@@ -49,6 +49,9 @@ func TestFirewalldIsNamedAndItsOwnCommandsOpenIt(t *testing.T) {
 	}
 	open := func() error { return both(s.pods[0], s.pods[2]) }
 	need(t, lab.Eventually("pods reach each other", open))
+	if log := s.host.Daemon().Log(); strings.Count(log, "filter_INPUT drops") != 1 || !strings.Contains(log, "filter_INPUT no longer drops VXLAN") {
+		t.Error("the log does not tell once that it came, and that it went")
+	}
 	fw.run("firewall-cmd --complete-reload")
 	need(t, lab.Eventually("pods reach each other after a reload", open))
 	if text, err := s.host.Overlayd("status"); err != nil || strings.Contains(text, "firewall-cmd") {

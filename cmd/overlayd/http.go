@@ -163,7 +163,7 @@ func (w *witness) reportDegraded(r *report) {
 	r.Degraded = append(r.Degraded, backend.Unreached(w.host, w.last)...)
 	port := w.last.Config.Backend.Port
 	for _, o := range w.host.Obstacles {
-		r.Degraded = append(r.Degraded, fmt.Sprintf("nft chain %s drops %s; to open it: %s", o.Chain, o.Loss(port), o.Remedy(w.host, port)))
+		r.Degraded = append(r.Degraded, standsInTheWay(o, w.host, port))
 	}
 	if n := w.smallPods(); n != "" {
 		r.Degraded = append(r.Degraded, n)

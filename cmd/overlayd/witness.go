@@ -201,6 +201,7 @@ func (w *witness) passed(p backend.Pass) {
 	w.tell(p)
 	w.loop = p.Status
 	if p.Status.Error == "" {
+		tellObstacles(w.host, p.Status.Host, w.last.Config.Backend.Port)
 		w.host = p.Status.Host
 		if public := w.options.public(w.host); w.claim != nil && w.claim.Readdress(public) {
 			klog.Infof("this host has another address: %s", public)
