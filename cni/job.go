@@ -55,6 +55,9 @@ func newJob(c conf, node subnet.NodeFile, p *pod) (*job, error) {
 	j.bridge, err = j.kernel.find(name, unix.IFLA_IFNAME)
 	why := ""
 	switch {
+	case err != nil && !errors.Is(err, errNoLink):
+		j.kernel.close()
+		return nil, err
 	case err != nil || j.bridge.name != name || j.bridge.kind != "bridge":
 		why = "bridge " + name + " does not exist: overlayd makes it"
 	case !j.bridge.up:
