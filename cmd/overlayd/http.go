@@ -50,6 +50,7 @@ type report struct {
 	SkippedBy       map[subnet.Reason]int `json:"skippedBy,omitempty"` // all, by reason
 	Repairs         map[string]int        `json:"repairs,omitempty"`   // rows that somebody else had changed, by kind
 	Dropped         map[string]uint64     `json:"dropped,omitempty"`   // packets that our rules dropped, by reason
+	Obstacles       int                   `json:"obstacles"`           // chains of others that drop what is ours
 	StoreUp         bool                  `json:"storeUp"`
 	TLSReloadErrors int                   `json:"tlsReloadErrors"`
 	TLSExpires      time.Time             `json:"tlsExpires,omitzero"`
@@ -162,6 +163,7 @@ func (w *witness) reportDegraded(r *report) {
 	r.degraded("node file", w.files)
 	r.Degraded = append(r.Degraded, backend.Unreached(w.host, w.last)...)
 	port := w.last.Config.Backend.Port
+	r.Obstacles = len(w.host.Obstacles)
 	for _, o := range w.host.Obstacles {
 		r.Degraded = append(r.Degraded, standsInTheWay(o, w.host, port))
 	}

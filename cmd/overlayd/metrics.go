@@ -30,7 +30,8 @@ func newMetrics(w *witness) *metrics {
 	m := &metrics{witness: w, desc: map[string]*prometheus.Desc{}}
 	for _, d := range []struct{ name, help, label string }{
 		{"ready", "1 while this host can be relied on (as /readyz)", ""},
-		{"degraded", "how many things do not work that do not keep pods from talking", ""},
+		{"degraded", "how many things do not work and are not overlayd's to mend, or can wait: overlayd status names them", ""},
+		{"obstacles", "of those, chains of others that drop what pods of two hosts say, or VXLAN", ""},
 		{"info", "1, with the version", "version"},
 		{"peers", "hosts whose rows are in the kernel", ""},
 		{"pods", "pods attached to this host", ""},
@@ -80,6 +81,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge("ready", one(r.Ready))
 	gauge("degraded", float64(len(r.Degraded)))
+	gauge("obstacles", float64(r.Obstacles))
 	gauge("info", 1, r.Release)
 	gauge("peers", float64(r.Peers))
 	gauge("pods", float64(r.Pods))

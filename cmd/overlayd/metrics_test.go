@@ -59,6 +59,7 @@ func troubled(t *testing.T) *witness {
 	again := pass(w, 1500)
 	again.Status.Made, again.Status.Took, again.Status.Revision = 11, 1500*time.Microsecond, 7
 	again.Status.Host.Pods = []backend.Pod{{}, {}}
+	again.Status.Host.Obstacles = []backend.Obstacle{{Chain: backend.Chain{Family: "inet", Table: "mine", Name: "fw"}, Hook: backend.HookInput}}
 	w.passed(again)
 	w.trouble(errors.New("connection refused"))
 	return w
@@ -77,7 +78,7 @@ func TestPrometheusReadsEverythingFromTheSocket(t *testing.T) {
 		name, label string
 		value       float64
 	}{
-		{"ready", "", 1}, {"degraded", "", 2}, {"info", release, 1}, {"peers", "", 2}, {"pods", "", 2}, {"leases_missing", "", 1}, {"store_up", "", 0},
+		{"ready", "", 1}, {"degraded", "", 3}, {"obstacles", "", 1}, {"info", release, 1}, {"peers", "", 2}, {"pods", "", 2}, {"leases_missing", "", 1}, {"store_up", "", 0},
 		{"leases_skipped", "key", 2}, {"leases_skipped", "mac", 1}, {"leases_skipped", "overlap", 0}, {"leases_skipped", "config", 0},
 		{"tls_reload_errors_total", "", 0}, {"passes_total", "", 1}, {"pass_duration_seconds", "", 0.0015}, {"changes_total", "", 11},
 		{"repairs_total", "route", 0}, {"repairs_total", "vxlan", 0}, {"faults", "", 0}, {"rows", "", 3},
