@@ -15,7 +15,7 @@ import (
 type reading struct {
 	kernel   *Kernel
 	rules    map[place][]*nftables.Rule
-	lengths  map[place]int
+	sets     map[place]foreignSet
 	elements map[keyPlace]judged
 }
 
@@ -23,6 +23,13 @@ type reading struct {
 type place struct {
 	family      uint8
 	table, name string
+}
+
+// foreignSet is how a set of somebody's is made.
+type foreignSet struct {
+	keyLength int  // bytes; 0: it cannot be read
+	interval  bool // its elements are ranges
+	grows     bool // rules add to it
 }
 
 // keyPlace is a key in a set.
@@ -44,7 +51,7 @@ type setElement struct {
 }
 
 func (k *Kernel) newReading() *reading {
-	return &reading{kernel: k, rules: map[place][]*nftables.Rule{}, lengths: map[place]int{}, elements: map[keyPlace]judged{}}
+	return &reading{kernel: k, rules: map[place][]*nftables.Rule{}, sets: map[place]foreignSet{}, elements: map[keyPlace]judged{}}
 }
 
 func (r *reading) rulesOf(chain place) ([]*nftables.Rule, error) {
@@ -58,27 +65,30 @@ func (r *reading) rulesOf(chain place) ([]*nftables.Rule, error) {
 	return rules, err
 }
 
-// keyLength is the length of a set's keys in bytes; false when that cannot be read.
-func (r *reading) keyLength(set place) (int, bool) {
-	if n, ok := r.lengths[set]; ok {
-		return n, n > 0
+// setOf says how a set is made; false when that cannot be read.
+func (r *reading) setOf(set place) (foreignSet, bool) {
+	if s, ok := r.sets[set]; ok {
+		return s, s.keyLength > 0
 	}
 	req := r.request(unix.NFT_MSG_GETSET, set.family)
 	req.AddData(text(unix.NFTA_SET_TABLE, set.table))
 	req.AddData(text(unix.NFTA_SET_NAME, set.name))
-	n := 0
+	var s foreignSet
 	err := r.kernel.nft.get(req, func(body []byte) {
 		for kind, value := range attributes(body[min(len(body), sizeofNfgenmsg):]) {
-			if kind == unix.NFTA_SET_KEY_LEN {
-				n = int(be32Of(value))
+			switch kind {
+			case unix.NFTA_SET_KEY_LEN:
+				s.keyLength = int(be32Of(value))
+			case unix.NFTA_SET_FLAGS:
+				s.interval, s.grows = be32Of(value)&unix.NFT_SET_INTERVAL != 0, be32Of(value)&unix.NFT_SET_EVAL != 0
 			}
 		}
 	})
 	if err != nil {
-		n = 0
+		s.keyLength = 0
 	}
-	r.lengths[set] = n
-	return n, n > 0
+	r.sets[set] = s
+	return s, s.keyLength > 0
 }
 
 func (r *reading) request(kind int, family uint8) *nl.NetlinkRequest {

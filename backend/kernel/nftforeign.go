@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -45,28 +46,32 @@ type surroundings struct {
 	obstacles []backend.Obstacle
 }
 
-// readForeign adds what others' chains do to us. While somebody changes them it cannot be said: then it is what was said before.
+// readForeign adds what others' chains do to us. While somebody changes them that cannot be said: then it is what was said
+// before. Which rules of ours are there is what was read last.
 func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error {
 	probes := probesOf(m, *h, s)
+	var now surroundings
 	for range retries {
 		before, err := k.generation()
-		if err != nil {
-			return fmt.Errorf("ask nf_tables for its generation: %w", err)
+		if err == nil {
+			now, err = k.lookAround(probes)
 		}
-		now, err := k.lookAround(probes)
-		if err != nil {
-			return err
+		var after uint32
+		if err == nil {
+			after, err = k.generation()
 		}
-		after, err := k.generation()
+		if errors.Is(err, errInterrupted) {
+			continue
+		}
 		if err != nil {
-			return fmt.Errorf("ask nf_tables for its generation: %w", err)
+			return fmt.Errorf("look at others' nft chains: %w", err)
 		}
 		if before == after {
 			k.around = now
 			break
 		}
 	}
-	for _, a := range k.around.accepts {
+	for _, a := range now.accepts {
 		s.Add(a)
 	}
 	h.Obstacles = k.around.obstacles
@@ -95,9 +100,7 @@ func (k *Kernel) lookAround(probes []probe) (surroundings, error) {
 			continue
 		}
 		if c.hook == unix.NF_INET_FORWARD && c.table == iptablesTable && c.name == iptablesForward && c.family != unix.NFPROTO_INET {
-			if err := read.iptables(c, probes, &now); err != nil {
-				return now, err
-			}
+			read.iptables(c, probes, &now)
 		}
 		for _, p := range probes {
 			if int32(p.hook) != c.hook || !c.sees(p.packet) || !read.drops(c, p, nil) {
@@ -116,12 +119,13 @@ func (k *Kernel) lookAround(probes []probe) (surroundings, error) {
 }
 
 // iptables looks at iptables' chain for forwarded packets: where our rules are in it, and whether it needs them. It does when
-// it drops whatever nothing has accepted; a rule that drops something in particular is somebody's will, and only named.
-func (r *reading) iptables(c chainState, probes []probe, now *surroundings) error {
+// it drops whatever nothing has accepted; a rule that drops something in particular is somebody's will, and only named. A
+// chain with a rule that cannot be read is left as it is.
+func (r *reading) iptables(c chainState, probes []probe, now *surroundings) {
 	found := backend.Chain{Family: familyName(c.family), Table: c.table, Name: c.name}
 	rules, err := r.rulesOf(place{c.family, c.table, c.name})
 	if err != nil {
-		return err
+		return
 	}
 	needs := c.policy == nfDrop
 	if slices.ContainsFunc(rules, dropsAll) {
@@ -133,14 +137,13 @@ func (r *reading) iptables(c chainState, probes []probe, now *surroundings) erro
 	if slices.ContainsFunc(rules, visitsDocker) {
 		found.Name = dockerUser
 		if rules, err = r.rulesOf(place{c.family, c.table, dockerUser}); err != nil {
-			return err
+			return
 		}
 		now.addAccepts(found, rules)
 	}
 	if needs {
 		now.drops = append(now.drops, found)
 	}
-	return nil
 }
 
 // isOurs says whether we made the rule in somebody's chain.

@@ -87,7 +87,7 @@ func (w *walk) rule(r *nftables.Rule) (end fate, done bool) {
 		if meets == no {
 			return passes, false
 		}
-		if v != nil {
+		if v != nil && v.Kind != expr.VerdictContinue {
 			return w.verdict(v, meets)
 		}
 	}
@@ -107,7 +107,6 @@ func (w *walk) verdict(v *expr.Verdict, meets answer) (end fate, done bool) {
 		done = end != passes
 	case expr.VerdictGoto:
 		end, done = w.chain(v.Chain), true
-	case expr.VerdictContinue:
 	default: // a queue's program decides
 		meets, done = perhaps, true
 	}
@@ -130,21 +129,21 @@ func (w *walk) judge(e expr.Any) (*expr.Verdict, answer) {
 	case *expr.Counter, *expr.Log, *expr.Notrack:
 		return nil, yes
 	case *expr.Objref:
-		const counter = 1 // NFT_OBJECT_COUNTER; a quota or a limit is another
-		return nil, max(perhaps, whether(e.Type == counter))
+		return object(e)
 	case *expr.Immediate:
 		w.regs.load(e.Register, known(e.Data))
 		return nil, yes
 	case *expr.Meta:
 		if !e.SourceRegister {
-			w.regs.load(e.Register, known(w.packet.meta(e.Key)))
+			w.regs.load(e.Register, w.packet.meta(e.Key))
 		}
 		return nil, yes
 	case *expr.Payload:
 		if e.OperationType == expr.PayloadLoad {
 			w.regs.load(e.DestRegister, w.packet.payload(e.Base, e.Offset, e.Len))
+			return nil, yes
 		}
-		return nil, yes
+		return &expr.Verdict{Kind: expr.VerdictQueue}, yes // what follows sees another packet
 	case *expr.Ct:
 		return nil, w.ct(e)
 	case *expr.Bitwise:
@@ -153,7 +152,9 @@ func (w *walk) judge(e expr.Any) (*expr.Verdict, answer) {
 	case *expr.Cmp:
 		return nil, w.regs.compare(e)
 	case *expr.Range:
-		return nil, w.regs.within(e)
+		a := w.regs.within(e)
+		w.regs = registers{}
+		return nil, a
 	case *expr.Lookup:
 		return w.lookup(e)
 	case *expr.Match:
@@ -168,16 +169,16 @@ func (w *walk) judge(e expr.Any) (*expr.Verdict, answer) {
 // ct loads what the kernel's connection tracking knows of the packet. Outer packets are not tracked (we see to it): there only
 // the state can be asked for, and anything else ends the rule (net/netfilter/nft_ct.c).
 func (w *walk) ct(e *expr.Ct) answer {
-	if e.SourceRegister {
+	if e.Register == 0 { // it sets
 		return yes
 	}
 	switch {
 	case e.Key == expr.CtKeySTATE:
-		w.regs.load(e.Register, known(native(w.packet.state)))
+		w.regs.load(e.Register, inOwnOrder(w.packet.state))
 	case w.packet.state == stateUntracked:
 		return no
 	case e.Key == expr.CtKeySTATUS: // a new connection, that nobody has translated
-		w.regs.load(e.Register, known(native(0)))
+		w.regs.load(e.Register, inOwnOrder(0))
 	default:
 		w.regs.load(e.Register, field{})
 	}
@@ -195,8 +196,21 @@ func target(e *expr.Target) (*expr.Verdict, answer) {
 	return &expr.Verdict{Kind: expr.VerdictAccept}, perhaps
 }
 
+// object judges a reference to an object by its kind (include/uapi/linux/netfilter/nf_tables.h, NFT_OBJECT_*).
+func object(e *expr.Objref) (*expr.Verdict, answer) {
+	const counter, quota, helper, limit, connlimit, timeout, secmark = 1, 2, 3, 4, 5, 7, 8
+	switch e.Type {
+	case counter, helper, timeout, secmark:
+		return nil, yes
+	case quota, limit, connlimit:
+		return nil, perhaps
+	}
+	return &expr.Verdict{Kind: expr.VerdictQueue}, yes
+}
+
 func (w *walk) lookup(e *expr.Lookup) (*expr.Verdict, answer) {
 	found, a := w.among(e)
+	w.regs = registers{}
 	const mapped = 0 // the register of verdicts (NFT_REG_VERDICT)
 	switch {
 	case !e.IsDestRegSet && e.Invert:
@@ -217,16 +231,19 @@ func (w *walk) lookup(e *expr.Lookup) (*expr.Verdict, answer) {
 // among says whether a register's value is in a set.
 func (w *walk) among(e *expr.Lookup) (setElement, answer) {
 	set := place{w.family, w.table, e.SetName}
-	length, ok := w.keyLength(set)
+	about, ok := w.setOf(set)
 	if !ok {
 		return setElement{}, perhaps
 	}
-	key, sure := w.regs.value(e.SourceRegister, length)
+	key, sure := w.regs.value(e.SourceRegister, about.keyLength)
 	if sure == unknownByte {
 		return setElement{}, perhaps
 	}
 	found, a := w.element(set, key)
-	if a == yes && (found.conditional || sure != knownByte) {
+	switch {
+	case a == yes && (found.conditional || sure == vagueByte):
+		a = perhaps
+	case a == no && (about.grows || about.interval && sure != knownByte):
 		a = perhaps
 	}
 	return found, a

@@ -37,28 +37,38 @@ type packet struct {
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// meta returns nil for what is not known.
-func (p packet) meta(key expr.MetaKey) []byte {
+// inOwnOrder is a number in the machine's order. Where rules ask for a range they have it turned round, by an expression that
+// the library leaves out.
+func inOwnOrder(v uint32) field {
+	f := known(native(v))
+	for i := range f.sure {
+		f.sure[i] = nativeByte
+	}
+	return f
+}
+
+// meta returns the empty field for what is not known.
+func (p packet) meta(key expr.MetaKey) field {
 	switch key {
 	case expr.MetaKeyIIFNAME:
-		return append([]byte(p.in.name), make([]byte, unix.IFNAMSIZ-len(p.in.name))...)
+		return known(append([]byte(p.in.name), make([]byte, unix.IFNAMSIZ-len(p.in.name))...))
 	case expr.MetaKeyOIFNAME:
-		return append([]byte(p.out.name), make([]byte, unix.IFNAMSIZ-len(p.out.name))...)
+		return known(append([]byte(p.out.name), make([]byte, unix.IFNAMSIZ-len(p.out.name))...))
 	case expr.MetaKeyIIF:
-		return native(p.in.index)
+		return inOwnOrder(p.in.index)
 	case expr.MetaKeyOIF:
-		return native(p.out.index)
+		return inOwnOrder(p.out.index)
 	case expr.MetaKeyNFPROTO:
-		return []byte{p.family()}
+		return known([]byte{p.family()})
 	case expr.MetaKeyL4PROTO:
-		return []byte{p.protocol}
+		return known([]byte{p.protocol})
 	case expr.MetaKeyPROTOCOL:
 		if p.src.Is4() {
-			return binary.BigEndian.AppendUint16(nil, unix.ETH_P_IP)
+			return known(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IP))
 		}
-		return binary.BigEndian.AppendUint16(nil, unix.ETH_P_IPV6)
+		return known(binary.BigEndian.AppendUint16(nil, unix.ETH_P_IPV6))
 	}
-	return nil
+	return field{}
 }
 
 func (p packet) family() uint8 {
@@ -139,7 +149,7 @@ func (p packet) match(e *expr.Match) answer {
 		if p.local {
 			kind = 1 << unix.RTN_LOCAL
 		}
-		if info.Source != 0 || info.Dest == 0 || info.Flags&^invertDest != 0 {
+		if info.Source != 0 || info.Dest == 0 || info.Flags&^invertDest != 0 || !p.src.Is4() { // IPv6 has it another way
 			return perhaps
 		}
 		return whether(info.Dest&kind != 0 != (info.Flags&invertDest != 0))
@@ -176,6 +186,7 @@ type certainty uint8
 const (
 	unknownByte certainty = iota
 	vagueByte             // one of many that it could be: that it is not another one means something, no more
+	nativeByte            // known, for being equal or not: of a number in the machine's order
 	knownByte
 )
 
@@ -248,26 +259,29 @@ func (r *registers) bitwise(e *expr.Bitwise) {
 	for i := range v {
 		out.bytes[i] = v[i]&e.Mask[i] ^ e.Xor[i]
 		out.sure[i] = r.sure[at(e.SourceRegister)+i]
-		if e.Mask[i] == 0 {
+		switch {
+		case e.Mask[i] == 0:
 			out.sure[i] = knownByte
+		case out.sure[i] == vagueByte && e.Mask[i] != 0xff:
+			out.sure[i] = unknownByte
 		}
 	}
 	r.load(e.DestRegister, out)
 }
 
-// compare judges a comparison. What was compared for being equal is not looked at again: a rule loads anew, and where it seems
-// not to, the library has left out an expression that it does not know.
+// compare judges a comparison. What was looked at once is not looked at again: a rule loads anew, and where it seems not to,
+// the library has left out an expression that it does not know. Of a range the lower end is looked at first.
 func (r *registers) compare(e *expr.Cmp) answer {
 	v, sure := r.value(e.Register, len(e.Data))
-	if e.Op == expr.CmpOpEq || e.Op == expr.CmpOpNeq {
-		a := r.equal(e.Register, e.Data)
-		if e.Op == expr.CmpOpNeq {
-			a = yes - a
-		}
-		*r = registers{}
-		return a
+	if e.Op != expr.CmpOpGte && e.Op != expr.CmpOpGt {
+		defer func() { *r = registers{} }()
 	}
-	if sure != knownByte {
+	switch {
+	case e.Op == expr.CmpOpEq:
+		return r.equal(e.Register, e.Data)
+	case e.Op == expr.CmpOpNeq:
+		return yes - r.equal(e.Register, e.Data)
+	case sure != knownByte:
 		return perhaps
 	}
 	c := bytes.Compare(v, e.Data)
@@ -292,7 +306,7 @@ func (r *registers) equal(register uint32, data []byte) answer {
 			return no
 		}
 	}
-	return max(perhaps, whether(sure == knownByte))
+	return max(perhaps, whether(sure >= nativeByte))
 }
 
 func (r *registers) within(e *expr.Range) answer {
