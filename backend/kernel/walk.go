@@ -177,8 +177,14 @@ func (w *walk) ct(e *expr.Ct) answer {
 		w.regs.load(e.Register, inOwnOrder(w.packet.state))
 	case w.packet.state == stateUntracked:
 		return no
-	case e.Key == expr.CtKeySTATUS: // a new connection, that nobody has translated
-		w.regs.load(e.Register, inOwnOrder(0))
+	case e.Key == expr.CtKeySTATUS: // a new connection, that nobody has translated; whether anybody tried is told beyond the lowest byte
+		status := inOwnOrder(0)
+		for i, low := range native(0xff) {
+			if low == 0 {
+				status.sure[i] = unknownByte
+			}
+		}
+		w.regs.load(e.Register, status)
 	default:
 		w.regs.load(e.Register, field{})
 	}
