@@ -51,25 +51,18 @@ type surroundings struct {
 func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error {
 	probes := probesOf(m, *h, s)
 	var now surroundings
+	var err error
 	for range retries {
-		before, err := k.generation()
-		if err == nil {
-			now, err = k.lookAround(probes)
-		}
-		var after uint32
-		if err == nil {
-			after, err = k.generation()
-		}
-		if errors.Is(err, errInterrupted) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("look at others' nft chains: %w", err)
-		}
-		if before == after {
+		var settled bool
+		if now, settled, err = k.lookOnce(probes); settled {
 			k.around = now
+		}
+		if settled || err != nil && !errors.Is(err, errInterrupted) {
 			break
 		}
+	}
+	if err != nil {
+		return fmt.Errorf("look at others' nft chains: %w", err)
 	}
 	for _, a := range now.accepts {
 		s.Add(a)
@@ -79,6 +72,19 @@ func (k *Kernel) readForeign(m machine, h *backend.Host, s backend.State) error 
 		h.Drops = k.around.drops
 	}
 	return nil
+}
+
+// lookOnce looks around, and says whether nobody changed anything meanwhile.
+func (k *Kernel) lookOnce(probes []probe) (now surroundings, settled bool, err error) {
+	before, err := k.generation()
+	if err != nil {
+		return now, false, err
+	}
+	if now, err = k.lookAround(probes); err != nil {
+		return now, false, err
+	}
+	after, err := k.generation()
+	return now, err == nil && before == after, err
 }
 
 // lookAround follows the probes through all base chains of others.
