@@ -9,19 +9,24 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
-
-	"github.com/overlayd/overlayd/e2e/lab"
 )
 
-// TestEachStepHasItsOwnOutcome: they are one message, and the kernel goes on after a step that failed.
-func TestEachStepHasItsOwnOutcome(t *testing.T) {
-	lab.Need(t)
+// onConn runs f with a socket in a namespace of its own.
+func onConn(t *testing.T, f func(c *conn) error) {
+	t.Helper()
 	must(t, newSpace(t).Do(func() error {
 		c, err := dial()
 		if err != nil {
 			return err
 		}
 		defer c.close()
+		return f(c)
+	}))
+}
+
+// TestEachStepHasItsOwnOutcome: they are one message, and the kernel goes on after a step that failed.
+func TestEachStepHasItsOwnOutcome(t *testing.T) {
+	onConn(t, func(c *conn) error {
 		lo, err := c.find("lo", unix.IFLA_IFNAME)
 		if err != nil {
 			return err
@@ -49,18 +54,12 @@ func TestEachStepHasItsOwnOutcome(t *testing.T) {
 			t.Errorf("a link that is not there: %v", err)
 		}
 		return nil
-	}))
+	})
 }
 
 // TestTheKernelsOwnWordsAreInTheError: an errno alone says too little.
 func TestTheKernelsOwnWordsAreInTheError(t *testing.T) {
-	lab.Need(t)
-	must(t, newSpace(t).Do(func() error {
-		c, err := dial()
-		if err != nil {
-			return err
-		}
-		defer c.close()
+	onConn(t, func(c *conn) error {
 		_, dst, err := net.ParseCIDR("203.0.113.0/24")
 		if err != nil {
 			return err
@@ -70,5 +69,5 @@ func TestTheKernelsOwnWordsAreInTheError(t *testing.T) {
 			t.Errorf("it says %v, and nothing of the gateway", err)
 		}
 		return nil
-	}))
+	})
 }

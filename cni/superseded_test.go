@@ -92,12 +92,7 @@ func TestIPAMIsCalledFromTheHostsNamespace(t *testing.T) {
 
 // TestOnlyTheKernelIsHeard: whoever has rights in the pod can send to the plugin's socket there.
 func TestOnlyTheKernelIsHeard(t *testing.T) {
-	must(t, newSpace(t).Do(func() error {
-		c, err := dial()
-		if err != nil {
-			return err
-		}
-		defer c.close()
+	onConn(t, func(c *conn) error {
 		if _, err := c.find("lo", unix.IFLA_IFNAME); err != nil {
 			return err
 		}
@@ -121,17 +116,12 @@ func TestOnlyTheKernelIsHeard(t *testing.T) {
 			t.Errorf("a forged answer is believed: %+v, %v", l, err)
 		}
 		return nil
-	}))
+	})
 }
 
 // TestAnErrorThatComesLateIsNotTheNextRequests: one request may be given up when the socket overflows.
 func TestAnErrorThatComesLateIsNotTheNextRequests(t *testing.T) {
-	must(t, newSpace(t).Do(func() error {
-		c, err := dial()
-		if err != nil {
-			return err
-		}
-		defer c.close()
+	onConn(t, func(c *conn) error {
 		c.seq++
 		late := upped(unix.RTM_SETLINK, 1<<30)
 		late.Seq = c.seq
@@ -142,7 +132,7 @@ func TestAnErrorThatComesLateIsNotTheNextRequests(t *testing.T) {
 			t.Errorf("%+v, %v", l, err)
 		}
 		return nil
-	}))
+	})
 }
 
 func TestRoutesThatCannotBeAreRefused(t *testing.T) {
