@@ -130,16 +130,18 @@ func TestAChainThatDropsIsNamed(t *testing.T) {
 			t.Errorf("%s: changed\n%s", c.claim, lines(made))
 		}
 	}
-	for _, harmless := range []string{
-		"table inet mine { chain fw { drop; }; }",
-		"table inet mine { flags dormant; chain fw { type filter hook input priority 5; policy drop; }; }",
-		"table ip6 mine { chain fw { type filter hook input priority 5; policy drop; }; }; delete table ip6 mine",
-		"table bridge mine { chain fw { type filter hook forward priority 5; policy drop; }; }; delete table bridge mine",
+	nft(t, "delete table inet mine")
+	for _, harmless := range []struct{ family, rules string }{
+		{"inet", "chain fw { drop; };"},
+		{"inet", "flags dormant; chain fw { type filter hook input priority 5; policy drop; };"},
+		{"ip6", "chain fw { type filter hook input priority 5; policy drop; };"}, // peers are reached by IPv4
+		{"bridge", "chain fw { type filter hook forward priority 5; policy drop; };"},
 	} {
-		nft(t, "add table inet mine; delete table inet mine; "+harmless)
+		nft(t, fmt.Sprintf("table %s mine { %s }", harmless.family, harmless.rules))
 		if h, _, err := k.Read(); err != nil || len(h.Obstacles) > 0 {
-			t.Errorf("%s: %v (%v), want none named", harmless, h.Obstacles, err)
+			t.Errorf("%v: %v (%v), want none named", harmless, h.Obstacles, err)
 		}
+		nft(t, "delete table "+harmless.family+" mine")
 	}
 }
 
