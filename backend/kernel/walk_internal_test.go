@@ -39,16 +39,22 @@ func TestPortsInTheWordsOfIptables(t *testing.T) {
 	}
 }
 
-// TestWhatCannotBeJudgedLetsThrough: also what the library reads and we do not know.
+// TestWhatCannotBeJudgedLetsThrough: what may not match leaves the rule in doubt, and what somebody else decides the packet.
 func TestWhatCannotBeJudgedLetsThrough(t *testing.T) {
-	w := walk{packet: packet{protocol: unix.IPPROTO_UDP}}
-	for _, e := range []expr.Any{&expr.Queue{}, &expr.SynProxy{}, &expr.Quota{}, &expr.Limit{}, &expr.Connlimit{}, &expr.Match{Name: "recent"}, &expr.Target{Name: "NFQUEUE"}, &expr.Objref{Type: 2}} {
-		v, a := w.judge(e)
-		if w.doubt = false; v != nil {
-			_, _ = w.verdict(v, a)
+	for _, e := range []expr.Any{&expr.Quota{}, &expr.Limit{}, &expr.Connlimit{}, &expr.Match{Name: "recent"}, &expr.Objref{Type: 2}} {
+		w := walk{}
+		if v, a := w.judge(e); v != nil || a != perhaps {
+			t.Errorf("%T: %v, %v, want perhaps", e, v, a)
 		}
-		if a != perhaps && !w.doubt {
-			t.Errorf("%T: %v, %v", e, v, a)
+	}
+	const synproxy = 10 // NFT_OBJECT_SYNPROXY
+	for _, e := range []expr.Any{&expr.Queue{}, &expr.SynProxy{}, &expr.Target{Name: "NFQUEUE"}, &expr.Objref{Type: synproxy}, &expr.Payload{OperationType: expr.PayloadWrite}} {
+		w := walk{}
+		v, a := w.judge(e)
+		if v == nil {
+			t.Errorf("%T decides nothing", e)
+		} else if _, _ = w.verdict(v, a); !w.doubt {
+			t.Errorf("%T: %v, %v, and no doubt", e, v, a)
 		}
 	}
 }
