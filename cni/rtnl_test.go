@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -67,6 +68,51 @@ func TestTheKernelsOwnWordsAreInTheError(t *testing.T) {
 		far := routeRequest(1, &types.Route{Dst: *dst, GW: net.ParseIP("198.51.100.1")})
 		if err := c.do(step{"add the route", far}); err == nil || !strings.Contains(err.Error(), "gateway") {
 			t.Errorf("it says %v, and nothing of the gateway", err)
+		}
+		return nil
+	})
+}
+
+// TestOnlyTheKernelIsHeard: whoever has rights in the pod can send to the plugin's socket there.
+func TestOnlyTheKernelIsHeard(t *testing.T) {
+	onConn(t, func(c *conn) error {
+		if _, err := c.find("lo", unix.IFLA_IFNAME); err != nil {
+			return err
+		}
+		own, err := unix.Getsockname(c.fd)
+		if err != nil {
+			return err
+		}
+		other, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(other)
+		forged := make([]byte, unix.NLMSG_HDRLEN+unix.SizeofIfInfomsg)
+		binary.NativeEndian.PutUint32(forged, uint32(len(forged)))
+		binary.NativeEndian.PutUint16(forged[4:], unix.RTM_NEWLINK)
+		binary.NativeEndian.PutUint32(forged[8:], c.seq+1)
+		if err := unix.Sendto(other, forged, 0, own); err != nil {
+			return err
+		}
+		if l, err := c.find("lo", unix.IFLA_IFNAME); err != nil || l.name != "lo" {
+			t.Errorf("a forged answer is believed: %+v, %v", l, err)
+		}
+		return nil
+	})
+}
+
+// TestAnErrorThatComesLateIsNotTheNextRequests: one request may be given up when the socket overflows.
+func TestAnErrorThatComesLateIsNotTheNextRequests(t *testing.T) {
+	onConn(t, func(c *conn) error {
+		c.seq++
+		late := upped(unix.RTM_SETLINK, 1<<30)
+		late.Seq = c.seq
+		if err := unix.Sendto(c.fd, late.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			return err
+		}
+		if l, err := c.find("lo", unix.IFLA_IFNAME); err != nil || l.name != "lo" {
+			t.Errorf("%+v, %v", l, err)
 		}
 		return nil
 	})

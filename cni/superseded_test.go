@@ -1,17 +1,12 @@
 package main
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/overlayd/overlayd/e2e/lab"
 )
@@ -88,85 +83,4 @@ func TestIPAMIsCalledFromTheHostsNamespace(t *testing.T) {
 		t.Errorf("called were (%v)\n%s", err, log)
 	}
 	same(t, "the host", text(t, h.Netns), before)
-}
-
-// TestOnlyTheKernelIsHeard: whoever has rights in the pod can send to the plugin's socket there.
-func TestOnlyTheKernelIsHeard(t *testing.T) {
-	onConn(t, func(c *conn) error {
-		if _, err := c.find("lo", unix.IFLA_IFNAME); err != nil {
-			return err
-		}
-		own, err := unix.Getsockname(c.fd)
-		if err != nil {
-			return err
-		}
-		other, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(other)
-		forged := make([]byte, unix.NLMSG_HDRLEN+unix.SizeofIfInfomsg)
-		binary.NativeEndian.PutUint32(forged, uint32(len(forged)))
-		binary.NativeEndian.PutUint16(forged[4:], unix.RTM_NEWLINK)
-		binary.NativeEndian.PutUint32(forged[8:], c.seq+1)
-		if err := unix.Sendto(other, forged, 0, own); err != nil {
-			return err
-		}
-		if l, err := c.find("lo", unix.IFLA_IFNAME); err != nil || l.name != "lo" {
-			t.Errorf("a forged answer is believed: %+v, %v", l, err)
-		}
-		return nil
-	})
-}
-
-// TestAnErrorThatComesLateIsNotTheNextRequests: one request may be given up when the socket overflows.
-func TestAnErrorThatComesLateIsNotTheNextRequests(t *testing.T) {
-	onConn(t, func(c *conn) error {
-		c.seq++
-		late := upped(unix.RTM_SETLINK, 1<<30)
-		late.Seq = c.seq
-		if err := unix.Sendto(c.fd, late.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return err
-		}
-		if l, err := c.find("lo", unix.IFLA_IFNAME); err != nil || l.name != "lo" {
-			t.Errorf("%+v, %v", l, err)
-		}
-		return nil
-	})
-}
-
-func TestRoutesThatCannotBeAreRefused(t *testing.T) {
-	h, pod := newHost(t, "10.5.1.0/24"), newSpace(t)
-	before := text(t, h.Netns)
-	for _, route := range []string{`{"dst":"192.0.2.0/24","gw":"a05:109::1"}`, `{"dst":"2001:db8::/32","gw":"10.5.1.1"}`} {
-		c := h.add("c1", pod)
-		c.conf = h.conf("1.0.0", "net", `,"routes":[`+route+`]`)
-		h.refuse(t, c, 999, "not of one family")
-		same(t, "the host", text(t, h.Netns), before)
-	}
-}
-
-// TestADefaultRouteThatGoesBehindComesBeforeRoutesThroughIt, and many routes are more than one message.
-func TestADefaultRouteThatGoesBehindComesBeforeRoutesThroughIt(t *testing.T) {
-	theirs(t, "static")
-	h, pod := newHost(t, "fd00:5:1::/64"), newSpace(t)
-	must(t, pod.Do(func() error {
-		err := plant("x")
-		x, lookup := netlink.LinkByName("x")
-		if err := errors.Join(err, lookup); err != nil {
-			return err
-		}
-		addr, err := netlink.ParseAddr("172.16.0.2/24")
-		return errors.Join(err, netlink.LinkSetUp(x), netlink.AddrAdd(x, addr),
-			netlink.RouteAdd(&netlink.Route{LinkIndex: x.Attrs().Index, Gw: addr.IP.Mask(addr.Mask).To4(), Flags: int(netlink.FLAG_ONLINK)}))
-	}))
-	c := h.add("c1", pod)
-	var more strings.Builder
-	const many = 6000
-	for i := range many {
-		fmt.Fprintf(&more, `,{"dst":"20.%d.%d.0/24","gw":"198.51.100.1"}`, i/256, i%256)
-	}
-	c.conf = h.conf("1.0.0", "net", `,"ipam":{"type":"static","addresses":[{"address":"198.51.100.4/32"}]},"routes":[{"dst":"0.0.0.0/0"}`+more.String()+`]`)
-	c.env = map[string]string{"CNI_PATH": debian}
-	h.do(t, c)
 }
