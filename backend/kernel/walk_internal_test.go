@@ -1,11 +1,18 @@
 package kernel
 
 import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayd/overlayd/e2e/lab"
 )
 
 // TestPortsInTheWordsOfIptables: those before 1.8.8 do not say them in nft's own.
@@ -56,5 +63,44 @@ func TestWhatCannotBeJudgedLetsThrough(t *testing.T) {
 		} else if _, _ = w.verdict(v, a); !w.doubt {
 			t.Errorf("%T: %v, %v, and no doubt", e, v, a)
 		}
+	}
+}
+
+// TestAReadingDuringWhichSomethingChangedIsNotSettled: half of somebody's change can look like anything.
+func TestAReadingDuringWhichSomethingChangedIsNotSettled(t *testing.T) {
+	lab.Need(t)
+	k, err := Open(Options{Node: "h1", VXLAN: "overlay.1", Bridge: "ovl0", NoUplink: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	nft := func(script string) error { return exec.Command("nft", script).Run() }
+	t.Cleanup(func() { _ = nft("delete table ip mine") })
+	const rules = 500 // to read them takes longer than the other one's pauses
+	if err := nft("table ip mine { set s { type ipv4_addr; }; chain fw { type filter hook forward priority 5; " + strings.Repeat("tcp dport 80 accept; ", rules) + " }; }"); err != nil {
+		t.Fatal(err)
+	}
+	probes := []probe{{packet: packet{src: netip.MustParseAddr("10.5.34.2"), dst: netip.MustParseAddr("10.5.35.2")}, hook: unix.NF_INET_FORWARD}}
+	if _, settled, err := k.lookOnce(probes); !settled || err != nil {
+		t.Errorf("nobody changed anything: %v, %v", settled, err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			_ = nft("add element ip mine s { 10.0.0.1 }; delete element ip mine s { 10.0.0.1 }")
+		}
+	}()
+	err = lab.Eventually("a reading meets a change", func() error {
+		if _, settled, err := k.lookOnce(probes); settled || err != nil {
+			return fmt.Errorf("settled: %v, %w", settled, err)
+		}
+		return nil
+	})
+	stop()
+	<-ended
+	if err != nil {
+		t.Error(err)
 	}
 }
